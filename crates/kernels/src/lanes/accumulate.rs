@@ -1,0 +1,105 @@
+//! The value product `O^T += V^T P` of one key range and one sub-tile, queries in lanes.
+
+use regard_simd::{Op, Simd};
+
+/// Adds `weights[key][lane] * v[key][c]` over `keys` keys to `out[c][lane]`, after multiplying `out` by `alpha`; or sets
+/// `out` to the sum.
+///
+/// One output element is one chain of multiply-adds over the keys in ascending order, whatever the tile. `C` columns of
+/// V share each load of a weight vector; `out` stays in registers over the whole key range, and the rescaling of the
+/// online softmax rides on its one load.
+pub(crate) struct Accumulate<const G: usize, const C: usize> {
+    /// Weights `[key][lanes]`, at the first lane of this group.
+    pub(crate) weights: *const f32,
+    /// Row-major values.
+    pub(crate) v: *const f32,
+    /// Elements from one key's values to the next's.
+    pub(crate) v_stride: usize,
+    /// Transposed output `[d_v][lanes]`, at the first lane of this group.
+    pub(crate) out: *mut f32,
+    /// Factor per lane, at the first lane of this group; null for 1.
+    pub(crate) alpha: *const f32,
+    /// Whether `out` holds nothing yet.
+    pub(crate) fresh: bool,
+    /// Row length of `weights` and `out` in elements.
+    pub(crate) lanes: usize,
+    pub(crate) keys: usize,
+    pub(crate) d_v: usize,
+}
+
+impl<const G: usize, const C: usize> Op for Accumulate<G, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut column = 0;
+        while column + C <= self.d_v {
+            self.tile::<S, C>(s, column);
+            column += C;
+        }
+        if C > 8 && column + 8 <= self.d_v {
+            self.tile::<S, 8>(s, column);
+            column += 8;
+        }
+        if C > 4 && column + 4 <= self.d_v {
+            self.tile::<S, 4>(s, column);
+            column += 4;
+        }
+        if C > 2 && column + 2 <= self.d_v {
+            self.tile::<S, 2>(s, column);
+            column += 2;
+        }
+        if column < self.d_v {
+            self.tile::<S, 1>(s, column);
+        }
+    }
+}
+
+impl<const G: usize, const C: usize> Accumulate<G, C> {
+    /// `T` columns from `column` on.
+    #[inline(always)]
+    fn tile<S: Simd, const T: usize>(&self, s: S, column: usize) {
+        let mut acc = [[s.zero(); G]; T];
+        // SAFETY: columns `column..column + T` exist (the caller counts), rows of `v` have `d_v` elements, rows of
+        // `weights` and `out` have `lanes >= G * LANES`.
+        unsafe {
+            let out = self.out.add(column * self.lanes);
+            if !self.fresh {
+                for c in 0..T {
+                    for g in 0..G {
+                        acc[c][g] = s.load(out.add(c * self.lanes + g * S::LANES));
+                    }
+                }
+            }
+            if !self.fresh && !self.alpha.is_null() {
+                for g in 0..G {
+                    let alpha = s.load(self.alpha.add(g * S::LANES));
+                    for c in 0..T {
+                        acc[c][g] = s.mul(acc[c][g], alpha);
+                    }
+                }
+            }
+            let mut v = self.v.add(column);
+            let mut weights = self.weights;
+            for _ in 0..self.keys {
+                let mut weight = [s.zero(); G];
+                for g in 0..G {
+                    weight[g] = s.load(weights.add(g * S::LANES));
+                }
+                for c in 0..T {
+                    let element = s.splat(*v.add(c));
+                    for g in 0..G {
+                        acc[c][g] = s.mul_add(weight[g], element, acc[c][g]);
+                    }
+                }
+                v = v.wrapping_add(self.v_stride);
+                weights = weights.wrapping_add(self.lanes);
+            }
+            for c in 0..T {
+                for g in 0..G {
+                    s.store(out.add(c * self.lanes + g * S::LANES), acc[c][g]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The lanes kernel: queries in lanes, K and V read as they lie.
+//!
+//! One call takes a block of query rows of one head through all keys that they see:
+//!
+//! ```text
+//! pack the queries, one sub-tile of lanes at a time
+//! for each key block
+//!     for each sub-tile that sees some of it
+//!         scores   S^T = K Q^T                  registers: keys x vectors of lanes
+//!         modify   soft-cap, bias, mask         only where there is any
+//!         weigh    scores to weights, in place  the weighting's own code
+//!         add      O^T = alpha O^T + V^T P      registers: columns of V x vectors of lanes
+//! multiply by the row's factor and turn the output back into rows
+//! ```
+//!
+//! K and V are broadcast element by element from row-major memory, so they are never packed; statistics are vertical,
+//! so there is no horizontal reduction; the score tile stays in the first-level cache, the packed queries and outputs of
+//! all sub-tiles and one block of K and V in the second.
+//!
+//! A row's bits depend on its own visible keys, the block size and the level: not on its place in a tile, on the other
+//! rows, or on who computes it. Blocks lie on a grid from key 0, and a masked key adds exactly nothing.
+
+mod accumulate;
+pub(crate) mod args;
+mod block;
+mod careful;
+mod finish;
+mod modify;
+mod pack;
+mod scores;
+pub(crate) mod scratch;
+mod segments;
+
+use regard_simd::math::LOG2_E;
+use regard_simd::{Op, Simd};
+
+use self::args::Head;
+use self::modify::has_terms;
+use self::pack::Pack;
+use self::scores::Stream;
+use self::scratch::Layout;
+use self::segments::Rows;
+pub use self::segments::Segment;
+
+/// One call: `G` vectors of lanes in a sub-tile, `R` keys or columns in a register tile; `R1` where a single vector is
+/// left, which has registers for more.
+pub(crate) struct Lanes<'a, const G: usize, const R: usize, const R1: usize> {
+    pub(crate) head: &'a Head<'a>,
+    /// `Layout::len` f32, aligned to 64 bytes.
+    pub(crate) scratch: *mut f32,
+    pub(crate) layout: Layout,
+}
+
+/// The bit of [`Subtile::touched`] that says that a mask has cut some block.
+const MASKED: u64 = 1 << 63;
+
+/// The arrays of one sub-tile.
+#[derive(Clone, Copy)]
+struct Subtile {
+    rows: Rows,
+    queries: *mut f32,
+    outputs: *mut f32,
+    state: *mut f32,
+    gain: *mut f32,
+    shift: *mut f32,
+    out_factor: *mut f32,
+    /// One bit for each vector of lanes whose outputs were written.
+    touched: *mut u64,
+}
+
+/// K and V of one key block, where they lie or copied.
+#[derive(Clone, Copy)]
+struct KeyBlock {
+    first: usize,
+    len: usize,
+    k: *const f32,
+    k_stride: usize,
+    v: *const f32,
+    v_stride: usize,
+}
+
+impl<const G: usize, const R: usize, const R1: usize> Op for Lanes<'_, G, R, R1> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let lanes = G * S::LANES;
+        let subtiles = self.head.rows.div_ceil(lanes);
+        let mut block = self.first_block();
+        let mut first = true;
+        loop {
+            let next = block.and_then(|block| self.next_block(block));
+            for t in 0..subtiles {
+                let tile = self.subtile::<S>(t);
+                let after = |block: Option<KeyBlock>| block.is_none_or(|block| block.first >= self.end_of(tile));
+                if first {
+                    self.begin(s, tile);
+                } else if after(block) {
+                    continue;
+                }
+                let last = after(next);
+                if let Some(keys) = block {
+                    let streams = if t == 0 {
+                        Self::block_streams(keys)
+                    } else {
+                        let following = (first && t + 1 < subtiles).then(|| self.subtile::<S>(t + 1));
+                        self.row_streams(tile, following, last)
+                    };
+                    self.block(s, tile, keys, false, streams);
+                }
+                if last && !self.finish(s, tile) {
+                    self.carefully(s, tile);
+                }
+            }
+            if next.is_none() {
+                return;
+            }
+            (block, first) = (next, false);
+        }
+    }
+}
+
+impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
+    /// Segment ends are multiples of this many keys from the block's start, so that register tiles stay whole. Even, as
+    /// weightings sum even and odd places apart.
+    const GRANULE: usize = if R.is_multiple_of(2) { R } else { 2 * R };
+
+    #[inline(always)]
+    fn subtile<S: Simd>(&self, t: usize) -> Subtile {
+        let (head, layout) = (self.head, &self.layout);
+        let lanes = G * S::LANES;
+        let first = t * lanes;
+        // SAFETY: the layout has room for every sub-tile.
+        unsafe {
+            Subtile {
+                rows: Rows { first: head.first_row + first, rows: (head.rows - first).min(lanes), lanes: S::LANES },
+                queries: self.scratch.add(layout.queries + first * head.d),
+                outputs: self.scratch.add(layout.outputs + first * head.d_v),
+                state: self.scratch.add(layout.state + first * head.weighting.functions.state),
+                gain: self.scratch.add(layout.gain + first),
+                shift: self.scratch.add(layout.shift + first),
+                out_factor: self.scratch.add(layout.out_factor + first),
+                touched: self.scratch.add(layout.touched + 2 * t).cast(),
+            }
+        }
+    }
+
+    /// What the first sub-tile asks for: the keys two register tiles ahead, and the values of its own keys.
+    fn block_streams(keys: KeyBlock) -> [Stream; 2] {
+        let ahead = keys.k.wrapping_add(2 * R * keys.k_stride);
+        [
+            Stream { data: ahead, stride: keys.k_stride, rows: keys.len },
+            Stream { data: keys.v, stride: keys.v_stride, rows: keys.len },
+        ]
+    }
+
+    /// What the other sub-tiles ask for: the queries of the sub-tile to be packed next, and, in their last block, their own
+    /// output rows.
+    fn row_streams(&self, tile: Subtile, following: Option<Subtile>, last: bool) -> [Stream; 2] {
+        let head = self.head;
+        let row = |tile: Subtile| tile.rows.first - head.first_row;
+        let queries = following.map_or(Stream::NONE, |tile| Stream {
+            data: head.q.wrapping_add(row(tile) * head.q_stride),
+            stride: head.q_stride,
+            rows: tile.rows.rows,
+        });
+        let outputs = Stream {
+            data: head.out.wrapping_add(row(tile) * head.out_stride),
+            stride: head.out_stride,
+            rows: if last { tile.rows.rows } else { 0 },
+        };
+        // One of them twice costs nothing; nowhere would be looked up in vain.
+        match (queries.rows, outputs.rows) {
+            (0, _) => [outputs; 2],
+            (_, 0) => [queries; 2],
+            _ => [queries, outputs],
+        }
+    }
+
+    /// One past the last key that a row of the sub-tile sees.
+    fn end_of(&self, tile: Subtile) -> usize {
+        self.head.band.visible(tile.rows.first + tile.rows.rows - 1, self.head.keys).end
+    }
+
+    /// The first block of the grid that some row sees.
+    fn first_block(&self) -> Option<KeyBlock> {
+        let head = self.head;
+        let seen = head.band.visible(head.first_row, head.keys);
+        self.block_at(seen.start / head.key_block * head.key_block)
+    }
+
+    fn next_block(&self, block: KeyBlock) -> Option<KeyBlock> {
+        self.block_at(block.first + self.head.key_block)
+    }
+
+    /// The block that starts at `first`, copied to scratch if the plan says so; none past the last visible key.
+    fn block_at(&self, first: usize) -> Option<KeyBlock> {
+        let head = self.head;
+        let end = head.band.visible(head.first_row + head.rows - 1, head.keys).end;
+        if first >= end {
+            return None;
+        }
+        let len = head.key_block.min(head.keys - first);
+        // SAFETY: the keys exist; the layout has room for a block of each if it is copied.
+        unsafe {
+            let k = head.k.add(first * head.k_stride);
+            let v = head.v.add(first * head.v_stride);
+            if !head.copy {
+                return Some(KeyBlock { first, len, k, k_stride: head.k_stride, v, v_stride: head.v_stride });
+            }
+            let keys = self.scratch.add(self.layout.keys);
+            let values = self.scratch.add(self.layout.values);
+            for key in 0..len.min(end - first) {
+                keys.add(key * head.d).copy_from_nonoverlapping(k.add(key * head.k_stride), head.d);
+                values.add(key * head.d_v).copy_from_nonoverlapping(v.add(key * head.v_stride), head.d_v);
+            }
+            Some(KeyBlock {
+                first,
+                len: len.min(end - first),
+                k: keys,
+                k_stride: head.d,
+                v: values,
+                v_stride: head.d_v,
+            })
+        }
+    }
+
+    /// Packs the queries of a sub-tile and sets its rows to what they are before any key.
+    #[inline(always)]
+    fn begin<S: Simd>(&self, s: S, tile: Subtile) {
+        let head = self.head;
+        let functions = head.weighting.functions;
+        let lanes = G * S::LANES;
+        let first = tile.rows.first - head.first_row;
+        // Scale and temperature multiply the finished score, not Q: products of integers stay exact, and equal scores
+        // stay equal however small the temperature. A negative scale turns the sign, so that the order is right.
+        let turned = functions.ordered && head.scale < 0.0 && !has_terms(head);
+        // SAFETY: the rows exist, and the arrays have room for a sub-tile.
+        unsafe {
+            s.vectorize(Pack {
+                q: head.q.add(first * head.q_stride),
+                q_stride: head.q_stride,
+                rows: tile.rows.rows,
+                d: head.d,
+                packed: tile.queries,
+                lanes,
+                negate: turned,
+            });
+            *tile.touched = 0;
+            (functions.begin)(head.weighting.data, tile.state, lanes);
+            let terms = has_terms(head);
+            let mut factors = head.factors(tile.rows.first);
+            for lane in 0..lanes {
+                // Lanes past the last row repeat it: their results go nowhere.
+                if head.rules.vary() {
+                    factors = head.factors(tile.rows.first + lane.min(tile.rows.rows - 1));
+                }
+                let gain = if terms { 1.0 } else { head.scale } * factors.inverse_temperature;
+                // A gain of zero (scale 0, or ln 1) would turn masked scores of -inf into NaN; this one turns any
+                // finite score to zero all the same.
+                let ordered_gain = (gain.abs() * LOG2_E).max(f32::MIN_POSITIVE);
+                *tile.gain.add(lane) = if functions.ordered { ordered_gain } else { gain };
+                *tile.shift.add(lane) = factors.shift;
+                *tile.out_factor.add(lane) = factors.out;
+            }
+        }
+    }
+}

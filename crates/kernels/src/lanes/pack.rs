@@ -1,0 +1,123 @@
+//! Turning queries into lanes and outputs back into rows.
+
+use regard_simd::{Op, Simd};
+
+/// A `LANES x LANES` block on the stack, for the ends of matrices.
+#[repr(C, align(64))]
+struct Square([f32; 256]);
+
+impl Square {
+    const ZERO: Self = Self([0.0; 256]);
+}
+
+/// `packed[c][lane] = q[lane][c]`, zero in the lanes past the last row.
+pub(crate) struct Pack {
+    pub(crate) q: *const f32,
+    pub(crate) q_stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) d: usize,
+    /// `[d][lanes]`
+    pub(crate) packed: *mut f32,
+    pub(crate) lanes: usize,
+    /// Whether to turn the sign.
+    pub(crate) negate: bool,
+}
+
+impl Op for Pack {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        const { assert!(S::LANES * S::LANES <= 256) };
+        let mut square = Square::ZERO;
+        let mut turned = Square::ZERO;
+        for first in (0..self.lanes).step_by(S::LANES) {
+            let rows = self.rows.saturating_sub(first).min(S::LANES);
+            for c in (0..self.d).step_by(S::LANES) {
+                let columns = (self.d - c).min(S::LANES);
+                // SAFETY: rows `first..first + rows` of q have `d` elements, `packed` has `d` rows of `lanes`; the
+                // squares have room for LANES x LANES.
+                unsafe {
+                    let packed = self.packed.add(c * self.lanes + first);
+                    if rows == S::LANES && columns == S::LANES {
+                        s.transpose(self.q.add(first * self.q_stride + c), self.q_stride, packed, self.lanes);
+                        continue;
+                    }
+                    for row in 0..S::LANES {
+                        let line = if row < rows {
+                            s.load_first(self.q.add((first + row) * self.q_stride + c), columns)
+                        } else {
+                            s.zero()
+                        };
+                        s.store(square.0.as_mut_ptr().add(row * S::LANES), line);
+                    }
+                    s.transpose(square.0.as_ptr(), S::LANES, turned.0.as_mut_ptr(), S::LANES);
+                    for column in 0..columns {
+                        let line = s.load(turned.0.as_ptr().add(column * S::LANES));
+                        s.store(packed.add(column * self.lanes), line);
+                    }
+                }
+            }
+        }
+        if self.negate {
+            for at in (0..self.d * self.lanes).step_by(S::LANES) {
+                // SAFETY: `packed` has `d` rows of `lanes`, a multiple of LANES.
+                unsafe {
+                    let p = self.packed.add(at);
+                    s.store(p, s.sub(s.zero(), s.load(p)));
+                }
+            }
+        }
+    }
+}
+
+/// `out[lane][c] = turned[c][lane] * factor[lane]` for the first `rows` lanes. Gives whether any of it is NaN.
+pub(crate) struct Unpack {
+    /// `[d_v][lanes]`
+    pub(crate) turned: *const f32,
+    /// `[lanes]`
+    pub(crate) factor: *const f32,
+    pub(crate) lanes: usize,
+    pub(crate) out: *mut f32,
+    pub(crate) out_stride: usize,
+    pub(crate) rows: usize,
+    pub(crate) d_v: usize,
+}
+
+impl Op for Unpack {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        let mut nan = s.mask_from_bits(0);
+        let mut square = Square::ZERO;
+        let mut rows_of_out = Square::ZERO;
+        for first in (0..self.rows).step_by(S::LANES) {
+            let rows = (self.rows - first).min(S::LANES);
+            for c in (0..self.d_v).step_by(S::LANES) {
+                let columns = (self.d_v - c).min(S::LANES);
+                // SAFETY: `turned` has `d_v` rows of `lanes`, `factor` has `lanes`, rows `first..first + rows` of `out`
+                // have `d_v` elements; the squares have room for LANES x LANES.
+                unsafe {
+                    let factor = s.load(self.factor.add(first));
+                    for column in 0..columns {
+                        let line = s.load(self.turned.add((c + column) * self.lanes + first));
+                        nan = s.or(nan, s.is_nan(line));
+                        s.store(square.0.as_mut_ptr().add(column * S::LANES), s.mul(line, factor));
+                    }
+                    let out = self.out.add(first * self.out_stride + c);
+                    if rows == S::LANES && columns == S::LANES {
+                        s.transpose(square.0.as_ptr(), S::LANES, out, self.out_stride);
+                        continue;
+                    }
+                    s.transpose(square.0.as_ptr(), S::LANES, rows_of_out.0.as_mut_ptr(), S::LANES);
+                    for row in 0..rows {
+                        let line = s.load(rows_of_out.0.as_ptr().add(row * S::LANES));
+                        s.store_first(out.add(row * self.out_stride), line, columns);
+                    }
+                }
+            }
+        }
+        s.any(nan)
+    }
+}

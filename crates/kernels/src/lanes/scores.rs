@@ -1,0 +1,174 @@
+//! The score product `S^T = K Q^T` of one key range and one sub-tile, queries in lanes.
+
+use regard_simd::{Op, Simd};
+
+/// f32 of a cache line.
+const LINE: usize = 16;
+
+/// Scores of `keys` keys against `G` vectors of queries: `scores[key][lane] = sum over c of q[c][lane] * k[key][c]`.
+///
+/// One score is one chain of multiply-adds over `c` in ascending order, whatever the tile, the position of the key in
+/// it, or `R`: scores are bit-identical wherever a key falls, or ties in hard attention would break.
+///
+/// `R` keys share each load of a query vector; the registers hold `R * G` accumulators, `G` query vectors and one
+/// broadcast.
+///
+/// With `PREFETCH`, the loop also asks for the lines of two streams, one of each for every 16 multiply-adds or so. Spread
+/// out like that it hides the way from memory and from the third-level cache; the same requests as a burst only move
+/// the wait.
+pub(crate) struct Scores<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> {
+    /// Packed queries `[d][lanes]`, at the first lane of this group.
+    pub(crate) q: *const f32,
+    /// Row-major keys.
+    pub(crate) k: *const f32,
+    /// Elements from one key to the next.
+    pub(crate) k_stride: usize,
+    /// Where scores go, `[key][lanes]`, at the first lane of this group.
+    pub(crate) scores: *mut f32,
+    /// If `MAX`: running maximum per lane, updated; at the first lane of this group. NaN scores are passed over.
+    pub(crate) max: *mut f32,
+    /// Row length of `q` and `scores` in elements.
+    pub(crate) lanes: usize,
+    pub(crate) keys: usize,
+    pub(crate) d: usize,
+    pub(crate) streams: [Stream; 2],
+}
+
+/// Rows that are needed soon: one is asked for with each key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stream {
+    /// First row. It may lie anywhere, as may the others.
+    pub(crate) data: *const f32,
+    /// Elements from a row to the next.
+    pub(crate) stride: usize,
+    /// Number of rows. A few more may be asked for, which does no harm.
+    pub(crate) rows: usize,
+}
+
+impl Stream {
+    /// No rows.
+    pub(crate) const NONE: Self = Self { data: std::ptr::null(), stride: 0, rows: 0 };
+
+    /// The stream from row `first` on.
+    pub(crate) fn from(self, first: usize) -> Self {
+        let data = self.data.wrapping_add(first * self.stride);
+        Self { data, rows: self.rows.saturating_sub(first), ..self }
+    }
+}
+
+impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Op for Scores<G, R, MAX, PREFETCH> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut max = [s.splat(f32::NEG_INFINITY); G];
+        if MAX {
+            for (g, max) in max.iter_mut().enumerate() {
+                // SAFETY: `max` holds at least `G` vectors (contract of the struct, made by `Lanes`).
+                *max = unsafe { s.load(self.max.add(g * S::LANES)) };
+            }
+        }
+        let mut key = 0;
+        while key + R <= self.keys {
+            self.tile::<S, R>(s, key, &mut max);
+            key += R;
+        }
+        // The rest in tiles of powers of two.
+        if R > 8 && key + 8 <= self.keys {
+            self.tile::<S, 8>(s, key, &mut max);
+            key += 8;
+        }
+        if R > 4 && key + 4 <= self.keys {
+            self.tile::<S, 4>(s, key, &mut max);
+            key += 4;
+        }
+        if R > 2 && key + 2 <= self.keys {
+            self.tile::<S, 2>(s, key, &mut max);
+            key += 2;
+        }
+        if key < self.keys {
+            self.tile::<S, 1>(s, key, &mut max);
+        }
+        if MAX {
+            for (g, max) in max.into_iter().enumerate() {
+                // SAFETY: as for the load above.
+                unsafe { s.store(self.max.add(g * S::LANES), max) };
+            }
+        }
+    }
+}
+
+impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Scores<G, R, MAX, PREFETCH> {
+    /// `T` keys from `key` on.
+    #[inline(always)]
+    fn tile<S: Simd, const T: usize>(&self, s: S, key: usize, max: &mut [S::F32; G]) {
+        let mut acc = [[s.zero(); G]; T];
+        // SAFETY: keys `key..key + T` exist (the caller counts), rows of `k` have `d` elements and rows of `q` have
+        // `lanes >= G * LANES`.
+        unsafe {
+            let k = self.k.add(key * self.k_stride);
+            let mut q = self.q;
+            let mut c = 0;
+            let [first, second] = &self.streams;
+            if PREFETCH && key < first.rows.max(second.rows) {
+                let mut first = first.data.wrapping_add(key * first.stride);
+                let mut second = second.data.wrapping_add(key * second.stride);
+                // 16 columns, a cache line, are shared out among the rows of the tile.
+                while c + LINE <= self.d {
+                    for r in 0..T {
+                        s.prefetch(first.wrapping_add(r * self.streams[0].stride));
+                        s.prefetch(second.wrapping_add(r * self.streams[1].stride));
+                        for i in r * LINE / T..(r + 1) * LINE / T {
+                            self.step::<S, T>(s, k.add(c + i), q, &mut acc);
+                            q = q.add(self.lanes);
+                        }
+                    }
+                    (first, second) = (first.wrapping_add(LINE), second.wrapping_add(LINE));
+                    c += LINE;
+                }
+            }
+            while c + 4 <= self.d {
+                for i in 0..4 {
+                    self.step::<S, T>(s, k.add(c + i), q, &mut acc);
+                    q = q.add(self.lanes);
+                }
+                c += 4;
+            }
+            while c < self.d {
+                self.step::<S, T>(s, k.add(c), q, &mut acc);
+                q = q.add(self.lanes);
+                c += 1;
+            }
+            let scores = self.scores.add(key * self.lanes);
+            for r in 0..T {
+                for g in 0..G {
+                    s.store(scores.add(r * self.lanes + g * S::LANES), acc[r][g]);
+                    if MAX {
+                        max[g] = s.max(acc[r][g], max[g]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// One column of `T` keys.
+    ///
+    /// # Safety
+    /// `k` is the element of the first key, with `T` rows; `q` has `G` vectors.
+    #[inline(always)]
+    unsafe fn step<S: Simd, const T: usize>(&self, s: S, k: *const f32, q: *const f32, acc: &mut [[S::F32; G]; T]) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mut query = [s.zero(); G];
+            for g in 0..G {
+                query[g] = s.load(q.add(g * S::LANES));
+            }
+            for r in 0..T {
+                let element = s.splat(*k.add(r * self.k_stride));
+                for g in 0..G {
+                    acc[r][g] = s.mul_add(query[g], element, acc[r][g]);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The memory that one call of a lanes kernel works in.
+
+/// How much of what a call needs, in elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    /// Lanes of a sub-tile.
+    pub(crate) lanes: usize,
+    /// Sub-tiles of a query block.
+    pub(crate) subtiles: usize,
+    pub(crate) key_block: usize,
+    pub(crate) d: usize,
+    pub(crate) d_v: usize,
+    /// f32 of state per row.
+    pub(crate) state: usize,
+    /// Whether K and V are copied block by block.
+    pub(crate) copy: bool,
+}
+
+/// f32 of a cache line: every array starts at one.
+const LINE: usize = 16;
+
+/// Offsets of the arrays, in f32 from the start of the scratch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    /// `[subtile][d][lanes]`
+    pub(crate) queries: usize,
+    /// `[subtile][d_v][lanes]`
+    pub(crate) outputs: usize,
+    /// `[key_block][lanes]`
+    pub(crate) scores: usize,
+    /// `[subtile][state][lanes]`
+    pub(crate) state: usize,
+    /// `[subtile][lanes]` each
+    pub(crate) gain: usize,
+    pub(crate) shift: usize,
+    pub(crate) out_factor: usize,
+    /// `[subtile]` u64
+    pub(crate) touched: usize,
+    /// `[lanes]` each
+    pub(crate) max: usize,
+    pub(crate) alpha: usize,
+    /// `[key_block]` u64
+    pub(crate) visible: usize,
+    /// `[key_block][d]` and `[key_block][d_v]`, empty unless copied
+    pub(crate) keys: usize,
+    pub(crate) values: usize,
+    /// The end, in f32.
+    pub(crate) len: usize,
+}
+
+impl Layout {
+    pub(crate) fn new(sizes: Sizes) -> Self {
+        let Sizes { lanes, subtiles, key_block, d, d_v, state, copy } = sizes;
+        let mut end = 0;
+        let mut take = |len: usize| {
+            let start = end;
+            end += len.next_multiple_of(LINE);
+            start
+        };
+        let copied = if copy { key_block } else { 0 };
+        Self {
+            queries: take(subtiles * d * lanes),
+            outputs: take(subtiles * d_v * lanes),
+            scores: take(key_block * lanes),
+            state: take(subtiles * state * lanes),
+            gain: take(subtiles * lanes),
+            shift: take(subtiles * lanes),
+            out_factor: take(subtiles * lanes),
+            touched: take(2 * subtiles),
+            max: take(lanes),
+            alpha: take(lanes),
+            visible: take(2 * key_block),
+            keys: take(copied * d),
+            values: take(copied * d_v),
+            len: end,
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! The static table of kernels: one list of register tiles for each level.
+
+use regard_simd::{Isa, Level, Simd};
+
+use crate::lanes::Lanes;
+use crate::lanes::args::Head;
+use crate::lanes::scratch::Layout;
+
+/// The register tile of a lanes kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tile {
+    /// Query rows of a sub-tile: vectors times lanes.
+    pub rows: usize,
+    /// Vectors of lanes.
+    pub vectors: usize,
+    /// Keys (in the score product) or columns of V (in the value product) that share a load of these vectors.
+    pub keys: usize,
+}
+
+/// A compiled kernel. Its name is what profiles store.
+#[derive(Debug)]
+pub struct Kernel {
+    /// `{isa}_lanes_f32_{vectors}x{keys}`
+    pub name: &'static str,
+    /// The level that it is compiled for.
+    pub isa: Isa,
+    /// Its register tile.
+    pub tile: Tile,
+    run: unsafe fn(&Head<'_>, *mut f32, Layout),
+}
+
+impl Kernel {
+    /// Runs the kernel on one block of query rows of one head.
+    ///
+    /// # Safety
+    /// The level of the kernel was detected, `head` is as its fields say, its weighting's functions are of the same
+    /// level, and `scratch` has `layout.len` f32 at a multiple of 64 bytes, used by no one else.
+    pub(crate) unsafe fn run(&self, head: &Head<'_>, scratch: *mut f32, layout: Layout) {
+        // SAFETY: the caller's contract.
+        unsafe { (self.run)(head, scratch, layout) }
+    }
+}
+
+/// # Safety
+/// As for [`Kernel::run`].
+unsafe fn entry<S: Simd, const G: usize, const R: usize, const R1: usize>(
+    head: &Head<'_>,
+    scratch: *mut f32,
+    layout: Layout,
+) {
+    // SAFETY: the caller's contract.
+    unsafe { S::assume().vectorize(Lanes::<G, R, R1> { head, scratch, layout }) }
+}
+
+/// One line per kernel: vectors x keys, and the keys of a tile of one vector.
+macro_rules! kernels {
+    ($(#[$meta:meta])* $list:ident, $token:ty, $isa:literal: $(($g:literal x $r:literal, $r1:literal)),+ $(,)?) => {
+        $(#[$meta])*
+        static $list: &[Kernel] = &[$(Kernel {
+            name: concat!($isa, "_lanes_f32_", $g, "x", $r),
+            isa: <$token as Simd>::ISA,
+            tile: Tile { rows: $g * <$token as Simd>::LANES, vectors: $g, keys: $r },
+            run: entry::<$token, $g, $r, $r1>,
+        }),+];
+    };
+}
+
+// Registers of a tile: vectors * keys accumulators, the vectors of queries (or weights), one broadcast. The first of a
+// list is the one to use when nothing was measured.
+
+// 16 registers of two, which the portable vectors of 8 lanes take on plain x86-64 and AArch64.
+kernels!(PORTABLE, regard_simd::Portable, "portable": (1 x 4, 4), (2 x 4, 4));
+
+// 16 registers; one must stay spare, or an accumulator is spilt and its chain goes through memory (3 x 4 runs at half
+// speed).
+kernels!(
+    #[cfg(target_arch = "x86_64")]
+    AVX2, regard_simd::Avx2, "avx2": (2 x 6, 12), (2 x 5, 10), (2 x 4, 8)
+);
+
+// 32 registers. 2 x 8 is best or within 1 % of it on every shape measured on Zen 5.
+kernels!(
+    #[cfg(target_arch = "x86_64")]
+    AVX512, regard_simd::Avx512, "avx512": (2 x 8, 8), (2 x 12, 8), (3 x 8, 8), (1 x 16, 16)
+);
+
+// 32 registers; FMA latency times pipes asks for at least 16 accumulators on recent cores.
+kernels!(
+    #[cfg(target_arch = "aarch64")]
+    NEON, regard_simd::Neon, "neon": (4 x 6, 16), (2 x 8, 16), (4 x 4, 16)
+);
+
+/// The kernels of a level. The level's token proves that they may run.
+pub fn kernels(level: Level) -> &'static [Kernel] {
+    match level {
+        Level::Portable(_) => PORTABLE,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(_) => AVX2,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(_) => AVX512,
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon(_) => NEON,
+        _ => unreachable!("a level without kernels"),
+    }
+}
+
+/// The names of all kernels of this architecture, whether this machine can run them or not.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    let lists = [
+        PORTABLE,
+        #[cfg(target_arch = "x86_64")]
+        AVX2,
+        #[cfg(target_arch = "x86_64")]
+        AVX512,
+        #[cfg(target_arch = "aarch64")]
+        NEON,
+    ];
+    lists.into_iter().flatten().map(|kernel| kernel.name)
+}
+
+/// Changes whenever measurements of an earlier build no longer say anything about the kernels.
+pub const REVISION: u32 = 1;
+
+/// Block sizes that [`crate::launch::run`] takes, in keys: even, so that even and odd places mean the same in every
+/// block.
+pub const KEY_BLOCKS: std::ops::RangeInclusive<usize> = 16..=4096;
+
+/// Query rows of a task.
+pub const QUERY_BLOCKS: std::ops::RangeInclusive<usize> = 1..=4096;

@@ -1,0 +1,175 @@
+//! Hard attention: the one row of V whose key has the largest score, the leftmost or the rightmost of them
+//! (unique-hard attention; Hahn 2020).
+//!
+//! Scores are compared with IEEE `==`, so -0 ties with +0. They are compared before scale and temperature, which are
+//! positive (a negative scale turns the sign of Q) and cannot change which is largest: no tie is made or lost by
+//! rounding a factor in. A visible NaN score gives a row of NaN. No exponential, and no value product.
+//!
+//! Merge law: `left: a if max_a >= max_b else b`, with a's keys to the left of b's; mirrored for `right`.
+
+use regard_simd::Simd;
+
+use super::{Block, Kind, Lane, Step, Weighting};
+use crate::lanes::Segment;
+
+/// Which of several largest scores wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The first key.
+    Left,
+    /// The last key.
+    Right,
+}
+
+/// All weight on one key with the largest score.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hard {
+    /// Which key, if several have the largest score.
+    pub side: Side,
+}
+
+/// State slots that the kernels read when all keys are seen.
+pub(crate) mod slot {
+    /// The largest score so far.
+    pub(crate) const MAX: usize = 0;
+    /// The key that has it, as the bits of a `u32`; [`NO_KEY`] before any.
+    pub(crate) const KEY: usize = 1;
+    /// 1 once a visible score was NaN, else 0.
+    pub(crate) const NAN: usize = 2;
+    /// Average-hard only: how many keys have the largest score.
+    pub(crate) const COUNT: usize = 3;
+    /// No key was seen.
+    pub(crate) const NO_KEY: u32 = u32::MAX;
+}
+
+/// State of rows that have seen no key.
+#[inline(always)]
+pub(super) fn begin<S: Simd>(s: S, lane: &mut Lane<S>) {
+    lane.state[slot::MAX] = s.splat(f32::NEG_INFINITY);
+    lane.state[slot::KEY] = s.splat(f32::from_bits(slot::NO_KEY));
+}
+
+/// Finds the block's key of the largest score, and moves the state where it is a new largest one.
+///
+/// # Safety
+/// As for [`Weighting::weigh`].
+#[inline(always)]
+pub(super) unsafe fn select_keys<S: Simd, const RIGHT: bool, const COUNT: bool>(s: S, block: &Block<'_>) {
+    let lowest = s.splat(f32::NEG_INFINITY);
+    for group in block.groups.0..block.groups.1 {
+        let mine = |segment: &&Segment| (segment.group..segment.group + segment.groups).contains(&group);
+        // SAFETY: the pointers of the block are valid as its fields say, and groups and keys come from its segments.
+        unsafe {
+            let best = block.row(s, block.max, group);
+            let mut found = Found { key: s.zero(), count: s.zero(), nan: s.mask_from_bits(0) };
+            // The last hit of the scan stays: to the right for the rightmost key, to the left for the leftmost.
+            if RIGHT {
+                for segment in block.segments.iter().filter(mine) {
+                    for key in segment.key..segment.key + segment.keys {
+                        look::<S, COUNT>(s, block, group, key, best, &mut found);
+                    }
+                }
+            } else {
+                for segment in block.segments.iter().rev().filter(mine) {
+                    for key in (segment.key..segment.key + segment.keys).rev() {
+                        look::<S, COUNT>(s, block, group, key, best, &mut found);
+                    }
+                }
+            }
+            let old = block.state(s, slot::MAX, group);
+            let higher = s.gt(best, old);
+            let equal = s.and(s.eq(best, old), s.gt(best, lowest));
+            block.set_state(s, slot::MAX, group, s.select(higher, best, old));
+            let wins = if RIGHT { s.or(higher, equal) } else { higher };
+            block.set_state(s, slot::KEY, group, s.select(wins, found.key, block.state(s, slot::KEY, group)));
+            if COUNT {
+                let count = block.state(s, slot::COUNT, group);
+                let count = s.select(equal, s.add(count, found.count), count);
+                block.set_state(s, slot::COUNT, group, s.select(higher, found.count, count));
+            }
+            let nan = s.select(found.nan, s.splat(1.0), block.state(s, slot::NAN, group));
+            block.set_state(s, slot::NAN, group, nan);
+        }
+    }
+}
+
+/// What a scan has seen of one vector of lanes.
+struct Found<S: Simd> {
+    key: S::F32,
+    count: S::F32,
+    nan: S::Mask,
+}
+
+/// One key of a scan.
+///
+/// # Safety
+/// The key is of the block, the group of the sub-tile.
+#[inline(always)]
+unsafe fn look<S: Simd, const COUNT: bool>(
+    s: S,
+    block: &Block<'_>,
+    group: usize,
+    key: usize,
+    best: S::F32,
+    found: &mut Found<S>,
+) {
+    // SAFETY: the caller's contract.
+    let score = unsafe { s.load(block.scores.add(key * block.lanes + group * S::LANES)) };
+    let hit = s.eq(score, best);
+    found.key = s.select(hit, s.splat(f32::from_bits((block.first_key + key) as u32)), found.key);
+    if COUNT {
+        found.count = s.select(hit, s.add(found.count, s.splat(1.0)), found.count);
+    }
+    found.nan = s.or(found.nan, s.is_nan(score));
+}
+
+// SAFETY: `weigh` writes to the state of the lanes of the block's segments only.
+unsafe impl Weighting for Hard {
+    const STATE: usize = 3;
+    const ORDERED: bool = true;
+    const KIND: Kind = Kind::OneRow;
+
+    #[inline(always)]
+    fn begin<S: Simd>(&self, s: S, lane: &mut Lane<S>) {
+        begin(s, lane);
+    }
+
+    #[inline(always)]
+    unsafe fn weigh<S: Simd>(&self, s: S, block: &Block<'_>) -> Step {
+        // SAFETY: the caller's contract.
+        unsafe {
+            match self.side {
+                Side::Left => select_keys::<S, false, false>(s, block),
+                Side::Right => select_keys::<S, true, false>(s, block),
+            }
+        }
+        Step::Skip
+    }
+
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, _lane: &Lane<S>) -> S::F32 {
+        s.splat(1.0)
+    }
+
+    fn weights_f64(&self, scores: &[f64], visible: &[bool], _sink: Option<f64>, weights: &mut [f64]) {
+        weights.fill(0.0);
+        let mut best: Option<usize> = None;
+        for (key, score) in scores.iter().enumerate().filter(|(key, _)| visible[*key]) {
+            if score.is_nan() {
+                weights.fill(f64::NAN);
+                return;
+            }
+            let better = match (best, self.side) {
+                (None, _) => *score > f64::NEG_INFINITY,
+                (Some(best), Side::Left) => *score > scores[best],
+                (Some(best), Side::Right) => *score >= scores[best],
+            };
+            if better {
+                best = Some(key);
+            }
+        }
+        if let Some(best) = best {
+            weights[best] = 1.0;
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Weightings `f(s_j) / sum over visible j of f(s_j)` with a function that is never negative: a sum, but no maximum and
+//! no exponential.
+//!
+//! A row whose sum is zero (no visible key, or all of its weights zero) gives zeros.
+//!
+//! State: the sum, as two, of even and of odd places, as in softmax. Merge law: sums and outputs add.
+
+use regard_simd::Simd;
+
+use super::{Block, Kind, Lane, Pointwise, Step, Weighting};
+
+/// A pointwise function, normalised over the row.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Normalised<P>(pub P);
+
+/// Sum of the weights at even places of their block.
+const EVEN: usize = 0;
+/// The same at odd places.
+const ODD: usize = 1;
+
+// SAFETY: `weigh` writes to the scores of the block's segments and to the state of their lanes only.
+unsafe impl<P: Pointwise> Weighting for Normalised<P> {
+    const STATE: usize = 2;
+    const ORDERED: bool = false;
+    const KIND: Kind = Kind::Weighted;
+
+    #[inline(always)]
+    fn begin<S: Simd>(&self, _s: S, _lane: &mut Lane<S>) {}
+
+    #[inline(always)]
+    unsafe fn weigh<S: Simd>(&self, s: S, block: &Block<'_>) -> Step {
+        for segment in block.segments {
+            for group in segment.group..segment.group + segment.groups {
+                // SAFETY: the pointers of the block are valid as its fields say, and groups and keys come from its
+                // segments.
+                unsafe {
+                    let gain = block.row(s, block.gain, group);
+                    let mut sums = [block.state(s, EVEN, group), block.state(s, ODD, group)];
+                    // Segments start at even places.
+                    let end = segment.key + segment.keys;
+                    for pair in (segment.key..end).step_by(2) {
+                        for place in 0..2 {
+                            let key = pair + place;
+                            if key == end {
+                                break;
+                            }
+                            let p = block.scores.add(key * block.lanes + group * S::LANES);
+                            let mut weight = self.0.weight(s, s.mul(s.load(p), gain));
+                            if segment.masked {
+                                let seen = s.mask_from_bits(*block.visible.add(key) >> (group * S::LANES));
+                                weight = s.select(seen, weight, s.zero());
+                            }
+                            s.store(p, weight);
+                            sums[place] = s.add(sums[place], weight);
+                        }
+                    }
+                    block.set_state(s, EVEN, group, sums[0]);
+                    block.set_state(s, ODD, group, sums[1]);
+                }
+            }
+        }
+        Step::Add
+    }
+
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, lane: &Lane<S>) -> S::F32 {
+        let sum = s.add(lane.state[EVEN], lane.state[ODD]);
+        s.select(s.eq(sum, s.zero()), s.zero(), s.div(s.splat(1.0), sum))
+    }
+
+    fn weights_f64(&self, scores: &[f64], visible: &[bool], _sink: Option<f64>, weights: &mut [f64]) {
+        for ((weight, score), visible) in weights.iter_mut().zip(scores).zip(visible) {
+            *weight = if *visible { self.0.weight_f64(*score) } else { 0.0 };
+        }
+        let sum = weights.iter().sum::<f64>();
+        if sum != 0.0 {
+            weights.iter_mut().for_each(|weight| *weight /= sum);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Weightings that look at one score at a time: no maximum, no normaliser, no state.
+//!
+//! A masked weight is *selected* to zero: -inf as a score would be wrong for polynomials.
+//!
+//! Merge law: outputs add.
+
+use regard_simd::Simd;
+
+use super::{Block, Kind, Lane, Step, Weighting};
+
+/// A weight that is a function of its score alone; the trait to implement for a weighting of one's own.
+///
+/// ```
+/// use regard_kernels::weighting::Pointwise;
+/// use regard_simd::Simd;
+///
+/// /// Softplus-like rectifier `max(0, s)^2 / (1 + |s|)`.
+/// #[derive(Clone, Copy)]
+/// struct Smooth;
+///
+/// impl Pointwise for Smooth {
+///     #[inline(always)]
+///     fn weight<S: Simd>(&self, s: S, score: S::F32) -> S::F32 {
+///         let positive = s.max(score, s.zero());
+///         s.div(s.mul(positive, positive), s.add(s.splat(1.0), s.abs(score)))
+///     }
+///
+///     fn weight_f64(&self, score: f64) -> f64 {
+///         let positive = score.max(0.0);
+///         positive * positive / (1.0 + score.abs())
+///     }
+/// }
+/// ```
+pub trait Pointwise: Copy + Send + Sync + 'static {
+    /// The weights of a vector of scores. Mark it `#[inline(always)]`, and use neither closures nor calls of functions
+    /// that are not `#[inline(always)]` themselves.
+    fn weight<S: Simd>(&self, s: S, score: S::F32) -> S::F32;
+
+    /// The same in f64, by the definition: the oracle that the library checks `weight` against.
+    fn weight_f64(&self, score: f64) -> f64;
+}
+
+/// A pointwise function as a weighting.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Map<P>(pub P);
+
+// SAFETY: `weigh` writes to the scores of the block's segments only.
+unsafe impl<P: Pointwise> Weighting for Map<P> {
+    const STATE: usize = 0;
+    const ORDERED: bool = false;
+    const KIND: Kind = Kind::Weighted;
+
+    #[inline(always)]
+    fn begin<S: Simd>(&self, _s: S, _lane: &mut Lane<S>) {}
+
+    #[inline(always)]
+    unsafe fn weigh<S: Simd>(&self, s: S, block: &Block<'_>) -> Step {
+        for segment in block.segments {
+            for group in segment.group..segment.group + segment.groups {
+                // SAFETY: the pointers of the block are valid as its fields say, and groups and keys come from its
+                // segments.
+                unsafe {
+                    let gain = block.row(s, block.gain, group);
+                    let shift = block.row(s, block.shift, group);
+                    let mut p = block.scores.add(segment.key * block.lanes + group * S::LANES);
+                    if segment.masked {
+                        for key in segment.key..segment.key + segment.keys {
+                            let weight = self.0.weight(s, s.mul_add(s.load(p), gain, shift));
+                            let seen = s.mask_from_bits(*block.visible.add(key) >> (group * S::LANES));
+                            s.store(p, s.select(seen, weight, s.zero()));
+                            p = p.wrapping_add(block.lanes);
+                        }
+                    } else {
+                        for _ in 0..segment.keys {
+                            s.store(p, self.0.weight(s, s.mul_add(s.load(p), gain, shift)));
+                            p = p.wrapping_add(block.lanes);
+                        }
+                    }
+                }
+            }
+        }
+        Step::Add
+    }
+
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, _lane: &Lane<S>) -> S::F32 {
+        s.splat(1.0)
+    }
+
+    fn weights_f64(&self, scores: &[f64], visible: &[bool], _sink: Option<f64>, weights: &mut [f64]) {
+        for ((weight, score), visible) in weights.iter_mut().zip(scores).zip(visible) {
+            *weight = if *visible { self.0.weight_f64(*score) } else { 0.0 };
+        }
+    }
+}

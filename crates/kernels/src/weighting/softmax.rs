@@ -1,0 +1,155 @@
+//! Softmax: `w_j = e^(s_j - m) / (sum over visible j of e^(s_j - m) + e^(sink - m))`, `m` the largest visible score.
+//!
+//! State: the running maximum and the sum of exponentials relative to it, which merge associatively (DESIGN of online
+//! softmax; Milakov and Gimelshein, 2018). The sum is kept as two, of even and of odd keys: two independent chains of
+//! additions, each in an order that depends on the key alone.
+//!
+//! A masked score is -inf, whose exponential is exactly 0. A row that has seen no key has the state (-inf, 0, 0) and
+//! gives zeros.
+
+use regard_simd::{Simd, math};
+
+use super::{Block, Kind, Lane, LogSumExp, MAX_STATE, Step, Weighting};
+
+/// Softmax, at any temperature, with or without a sink.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Softmax;
+
+/// Largest score so far, before `gain`.
+const MAX: usize = 0;
+/// Sum of `2^((s - max) * gain)` over the keys at even places of their block.
+const EVEN: usize = 1;
+/// The same over odd places.
+const ODD: usize = 2;
+
+/// The maximum to subtract: 0 where no key was seen, as (-inf) - (-inf) would be NaN.
+#[inline(always)]
+fn finite<S: Simd>(s: S, max: S::F32) -> S::F32 {
+    s.select(s.eq(max, s.splat(f32::NEG_INFINITY)), s.zero(), max)
+}
+
+/// Turns the scores of `N` keys into weights.
+///
+/// # Safety
+/// `N` rows of `lanes` are readable and writable from `p` on.
+#[inline(always)]
+unsafe fn weights<S: Simd, const N: usize>(s: S, p: *mut f32, lanes: usize, max: S::F32, gain: S::F32) -> [S::F32; N] {
+    let mut x = [s.zero(); N];
+    for i in 0..N {
+        // SAFETY: the caller's contract.
+        let score = unsafe { s.load(p.add(i * lanes)) };
+        x[i] = s.mul(s.sub(score, max), gain);
+    }
+    let weights = math::exp2_each(s, x);
+    for i in 0..N {
+        // SAFETY: the caller's contract.
+        unsafe { s.store(p.add(i * lanes), weights[i]) };
+    }
+    weights
+}
+
+/// `ln(sum of e^s)` over the visible keys and the sink; -inf where there is neither. In f64, as the last digits of a
+/// large maximum count when partial results are merged.
+fn log_sum_exp(state: &[f32; MAX_STATE], gain: f32, sink: f32) -> f32 {
+    let sum = f64::from(state[EVEN] + state[ODD]);
+    let keys = if sum == 0.0 {
+        f64::NEG_INFINITY
+    } else {
+        let max = if state[MAX] == f32::NEG_INFINITY { 0.0 } else { state[MAX] };
+        f64::from(max) * f64::from(gain) + sum.log2()
+    };
+    let (high, low) = if keys < f64::from(sink) { (f64::from(sink), keys) } else { (keys, f64::from(sink)) };
+    let both =
+        if low == f64::NEG_INFINITY { high } else { high + (low - high).exp2().ln_1p() / std::f64::consts::LN_2 };
+    (both * std::f64::consts::LN_2) as f32
+}
+
+// SAFETY: `weigh` writes to the scores of the block's segments, and to state and alpha of their lanes only.
+unsafe impl Weighting for Softmax {
+    const STATE: usize = 3;
+    const ORDERED: bool = true;
+    const KIND: Kind = Kind::Weighted;
+    const LOG_SUM_EXP: Option<LogSumExp> = Some(log_sum_exp);
+
+    #[inline(always)]
+    fn begin<S: Simd>(&self, s: S, lane: &mut Lane<S>) {
+        lane.state[MAX] = s.splat(f32::NEG_INFINITY);
+    }
+
+    #[inline(always)]
+    unsafe fn weigh<S: Simd>(&self, s: S, block: &Block<'_>) -> Step {
+        let groups = block.groups.0..block.groups.1;
+        let mut rescale = false;
+        // SAFETY: the pointers of the block are valid as its fields say, and groups and keys come from its segments.
+        unsafe {
+            for group in 0..block.lanes / S::LANES {
+                if !groups.contains(&group) {
+                    s.store(block.alpha.add(group * S::LANES), s.splat(1.0));
+                    continue;
+                }
+                let old = block.state(s, MAX, group);
+                let new = s.max(block.row(s, block.max, group), old);
+                let moved = s.any(s.gt(new, old));
+                rescale |= moved;
+                let alpha = math::exp2(s, s.mul(s.sub(old, finite(s, new)), block.row(s, block.gain, group)));
+                s.store(block.alpha.add(group * S::LANES), alpha);
+                if moved {
+                    block.set_state(s, MAX, group, new);
+                    block.set_state(s, EVEN, group, s.mul(block.state(s, EVEN, group), alpha));
+                    block.set_state(s, ODD, group, s.mul(block.state(s, ODD, group), alpha));
+                }
+            }
+            for segment in block.segments {
+                for group in segment.group..segment.group + segment.groups {
+                    let max = finite(s, block.state(s, MAX, group));
+                    let gain = block.row(s, block.gain, group);
+                    let mut even = block.state(s, EVEN, group);
+                    let mut odd = block.state(s, ODD, group);
+                    let mut p = block.scores.add(segment.key * block.lanes + group * S::LANES);
+                    for _ in 0..segment.keys / 4 {
+                        let [a, b, c, d] = weights::<S, 4>(s, p, block.lanes, max, gain);
+                        even = s.add(even, a);
+                        odd = s.add(odd, b);
+                        even = s.add(even, c);
+                        odd = s.add(odd, d);
+                        p = p.wrapping_add(4 * block.lanes);
+                    }
+                    for place in 0..segment.keys % 4 {
+                        let [weight] = weights::<S, 1>(s, p, block.lanes, max, gain);
+                        let sum = if place % 2 == 0 { &mut even } else { &mut odd };
+                        *sum = s.add(*sum, weight);
+                        p = p.wrapping_add(block.lanes);
+                    }
+                    block.set_state(s, EVEN, group, even);
+                    block.set_state(s, ODD, group, odd);
+                }
+            }
+        }
+        if rescale { Step::Rescale } else { Step::Add }
+    }
+
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, lane: &Lane<S>) -> S::F32 {
+        let sum = s.add(lane.state[EVEN], lane.state[ODD]);
+        let max = s.mul(finite(s, lane.state[MAX]), lane.gain);
+        // The sink joins the denominator; the larger of the two exponents becomes the reference.
+        let no_key = s.eq(lane.state[MAX], s.splat(f32::NEG_INFINITY));
+        let no_sink = s.eq(lane.sink, s.splat(f32::NEG_INFINITY));
+        let reference = s.max(lane.sink, s.select(no_key, lane.sink, max));
+        let scale = s.select(no_sink, s.splat(1.0), math::exp2(s, s.sub(max, reference)));
+        let sink = s.select(no_sink, s.zero(), math::exp2(s, s.sub(lane.sink, reference)));
+        let total = s.mul_add(sum, scale, sink);
+        let empty = s.eq(sum, s.zero());
+        s.select(empty, s.zero(), s.div(scale, total))
+    }
+
+    fn weights_f64(&self, scores: &[f64], visible: &[bool], sink: Option<f64>, weights: &mut [f64]) {
+        let seen = || scores.iter().zip(visible).filter(|(_, visible)| **visible).map(|(score, _)| *score);
+        let max = seen().fold(sink.unwrap_or(f64::NEG_INFINITY), f64::max);
+        let max = if max == f64::NEG_INFINITY { 0.0 } else { max };
+        let sum = seen().map(|score| (score - max).exp()).sum::<f64>() + sink.map_or(0.0, |sink| (sink - max).exp());
+        for ((weight, score), visible) in weights.iter_mut().zip(scores).zip(visible) {
+            *weight = if !visible || sum == 0.0 { 0.0 } else { (score - max).exp() / sum };
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Whether a profile may be used here. Pure; the store supplies the path for the errors.
+
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use crate::error::short;
+use crate::{Config, KernelSet, Machine, Profile, ProfileError, SCHEMA};
+
+/// The schema number alone, which is looked at before the rest is understood.
+pub(crate) fn schema(path: &Path, found: u64) -> Result<(), ProfileError> {
+    let path = path.to_owned();
+    match found {
+        _ if found == u64::from(SCHEMA) => Ok(()),
+        _ if found > u64::from(SCHEMA) => Err(ProfileError::NewerSchema { path, found, supported: SCHEMA }),
+        _ => Err(ProfileError::OlderSchema { path, found, supported: SCHEMA }),
+    }
+}
+
+/// Everything that a profile must satisfy to be used on this machine with these kernels.
+pub(crate) fn usable(
+    path: &Path,
+    profile: &Profile,
+    machine: &Machine,
+    kernels: &KernelSet,
+) -> Result<(), ProfileError> {
+    schema(path, profile.schema.into())?;
+    same_machine(path, profile, machine)?;
+    same_kernels(path, profile, kernels)?;
+    numbers(path, profile)?;
+    for (index, entry) in profile.entries.iter().enumerate() {
+        same_key_block(path, profile, index)?;
+        config(path, index, &entry.config, kernels)?;
+        if let Some(second) = &entry.runner_up {
+            config(path, index, &second.config, kernels)?;
+        }
+    }
+    Ok(())
+}
+
+fn same_machine(path: &Path, profile: &Profile, machine: &Machine) -> Result<(), ProfileError> {
+    let described = profile.machine.fingerprint();
+    let stated = &profile.fingerprint;
+    if *stated != described {
+        return Err(ProfileError::Inconsistent { path: path.to_owned(), stated: short(stated), described });
+    }
+    let here = machine.fingerprint();
+    if here != described {
+        let found = named(&described, &profile.machine);
+        return Err(ProfileError::WrongMachine { path: path.to_owned(), found, expected: named(&here, machine) });
+    }
+    Ok(())
+}
+
+fn same_kernels(path: &Path, profile: &Profile, kernels: &KernelSet) -> Result<(), ProfileError> {
+    let found = &profile.tool.kernels_fingerprint;
+    if *found == kernels.fingerprint {
+        return Ok(());
+    }
+    let expected = kernels.fingerprint.clone();
+    Err(ProfileError::WrongKernels { path: path.to_owned(), found: short(found), expected })
+}
+
+/// Every measurement is finite and not negative.
+///
+/// JSON has neither infinities nor NaN, so this is mostly about profiles that are to be written.
+pub(crate) fn numbers(path: &Path, profile: &Profile) -> Result<(), ProfileError> {
+    let check = |value: f64, field: &dyn Fn() -> String| {
+        if value.is_finite() && value >= 0.0 {
+            return Ok(());
+        }
+        Err(ProfileError::BadNumber { path: path.to_owned(), field: field(), value })
+    };
+    check(profile.run.seconds, &|| "run.seconds".to_owned())?;
+    check(profile.machine.cores.quota.unwrap_or(0.0), &|| "machine.cores.quota".to_owned())?;
+    if let Some(measured) = &profile.measured {
+        check(measured.read_gbytes_per_s, &|| "measured.read_gbytes_per_s".to_owned())?;
+        for (isa, &gflops) in &measured.fma_gflops {
+            check(gflops, &|| format!("measured.fma_gflops.{}", short(isa)))?;
+        }
+    }
+    for (i, entry) in profile.entries.iter().enumerate() {
+        check(entry.gflops, &|| format!("entries[{i}].gflops"))?;
+        check(entry.fraction_of_peak, &|| format!("entries[{i}].fraction_of_peak"))?;
+        check(entry.ratio_to_model, &|| format!("entries[{i}].ratio_to_model"))?;
+        let ratio = entry.runner_up.as_ref().map_or(0.0, |second| second.ratio);
+        check(ratio, &|| format!("entries[{i}].runner_up.ratio"))?;
+    }
+    Ok(())
+}
+
+/// A kernel that exists, with blocks that it accepts.
+fn config(path: &Path, entry: usize, config: &Config, kernels: &KernelSet) -> Result<(), ProfileError> {
+    let path = || path.to_owned();
+    if !kernels.names.contains(&config.kernel) {
+        return Err(ProfileError::UnknownKernel { path: path(), entry, name: short(&config.kernel) });
+    }
+    let within = |field, value: usize, limits: &RangeInclusive<usize>| {
+        if limits.contains(&value) {
+            return Ok(());
+        }
+        let (least, greatest) = (*limits.start(), *limits.end());
+        Err(ProfileError::OutOfRange { path: path(), entry, field, value, least, greatest })
+    };
+    within("key_block", config.key_block, &kernels.key_block_limits)?;
+    if !config.key_block.is_multiple_of(2) {
+        return Err(ProfileError::OddKeyBlock { path: path(), entry, found: config.key_block });
+    }
+    within("query_block", config.query_block, &kernels.query_block_limits)
+}
+
+/// All entries of a level have one key block. It decides the order of summation, and a sequence must give the same bits in
+/// whatever batch it stands, though its class (which counts the padding) may differ there.
+fn same_key_block(path: &Path, profile: &Profile, entry: usize) -> Result<(), ProfileError> {
+    let this = &profile.entries[entry];
+    let first = profile.entries.iter().find(|first| first.class.isa == this.class.isa).unwrap_or(this);
+    if first.config.key_block == this.config.key_block {
+        return Ok(());
+    }
+    Err(ProfileError::KeyBlocks {
+        path: path.to_owned(),
+        entry,
+        found: this.config.key_block,
+        expected: first.config.key_block,
+    })
+}
+
+fn named(fingerprint: &str, machine: &Machine) -> String {
+    if machine.brand.is_empty() { fingerprint.to_owned() } else { format!("{fingerprint} ({})", short(&machine.brand)) }
+}

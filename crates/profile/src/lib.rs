@@ -1,0 +1,58 @@
+//! Who this machine is, and which tuned data there is for it.
+//!
+//! Three questions, one type for each answer:
+//! - [`Machine::detect`]: what the processor is, its caches, and the cores that this process may use;
+//! - [`find`]: the [`Profile`] that was tuned for this machine and these kernels, or why there is none;
+//! - [`tiles`]: the block sizes to use where there is no profile.
+//!
+//! Nothing here searches, measures or runs a kernel, and nothing keeps global state.
+//!
+//! # Trust
+//! Detection never fails: what cannot be found out is zero, empty or `None`, and every accessor that needs a number
+//! says what it assumes instead. A profile is the opposite: a file is taken whole or not at all, and the
+//! [`ProfileError`] says in one line what is wrong with it.
+//!
+//! ```
+//! use regard_profile::{Found, KernelSet, Machine, find};
+//!
+//! let machine = Machine::detect();
+//! let kernels = KernelSet {
+//!     fingerprint: "0123456789abcdef".to_owned(),
+//!     names: vec!["lanes_2x8".to_owned()],
+//!     key_block_limits: 8..=4096,
+//!     query_block_limits: 1..=1024,
+//! };
+//! match find(&machine, &kernels) {
+//!     Found::None => println!("not tuned yet"),
+//!     Found::Loaded { path, profile } => println!("{}: {} entries", path.display(), profile.entries.len()),
+//!     Found::Rejected { error, .. } => println!("set aside: {error}"),
+//! }
+//! ```
+#![forbid(unsafe_code)]
+
+mod caches;
+mod cgroup;
+mod check;
+mod class;
+mod cores;
+mod error;
+mod features;
+mod files;
+mod hash;
+mod identity;
+mod machine;
+mod model;
+mod paths;
+mod schema;
+mod store;
+
+pub use caches::{CacheSize, CacheSource, Caches};
+pub use class::{Class, Family, MaskClass};
+pub use cores::Cores;
+pub use error::ProfileError;
+pub use hash::fingerprint;
+pub use machine::Machine;
+pub use model::{TileQuery, Tiles, tiles};
+pub use paths::{Found, PROFILE_VARIABLE, default_path, find, search_path};
+pub use schema::{Confidence, Config, Entry, KernelSet, Measured, Profile, Run, RunnerUp, SCHEMA, Tool};
+pub use store::{MAX_BYTES, load, save};

@@ -1,0 +1,226 @@
+//! Block sizes from cache sizes, for machines that were not tuned.
+//!
+//! A thread works on a block of query rows, which is cut into register tiles, against one block of keys at a time.
+//! Three things want to stay in a cache:
+//! - in L1, the weights of one register tile: `P[key_block][lanes]`, written once and read once per block of keys;
+//! - in L2, the block of keys and of values, read once per register tile;
+//! - in L2, the turned queries and outputs of all register tiles: `Q[d][lanes]` and `O[dv][lanes]` for each.
+//!
+//! The optimum is flat. On a Zen 5 (48 KiB L1d, 1 MiB L2) with 32 lanes, blocks of 192 to 384 keys are within 1 % of the
+//! best at `d` 64 and 128 and 96 keys cost 2 %; 16 register tiles are 0.5 % better than 8, as K and V pass through from
+//! the third level half as often.
+
+use crate::Caches;
+
+/// What the block sizes depend on besides the caches.
+///
+/// Lengths, batch, heads and threads are missing on purpose: block sizes are part of the order of summation, so a
+/// sequence must get the same ones in whatever company and on however many threads it is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TileQuery {
+    /// Query rows of one register tile.
+    pub lanes_per_tile: usize,
+    /// Keys of one register tile.
+    pub keys_per_tile: usize,
+    /// Elements of one query or key.
+    pub head_dim: usize,
+    /// Elements of one value.
+    pub value_dim: usize,
+}
+
+/// Block sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiles {
+    /// Keys of one block: a multiple of 48, hence of 6 and 8, and where possible of the register tile's keys.
+    pub key_block: usize,
+    /// Query rows of one block: 1 to 16 register tiles.
+    pub query_block: usize,
+}
+
+/// The block sizes for these caches and this kernel; the same for every problem with these dimensions.
+///
+/// Not clamped to the lengths of a problem. Zeros in the query count as one, unknown caches as their defaults.
+pub fn tiles(caches: &Caches, query: TileQuery) -> Tiles {
+    let query = TileQuery { lanes_per_tile: query.lanes_per_tile.max(1), ..query };
+    let lanes = query.lanes_per_tile;
+    Tiles { key_block: key_block(caches, query), query_block: lanes.saturating_mul(register_tiles(caches, query)) }
+}
+
+/// Keys are taken in this many at least, and in multiples of it: 6 and 8, the register tiles that win, divide it.
+const KEY_STEP: usize = 48;
+
+/// More keys than this gain nothing (see the top of the file).
+const MOST_KEYS: usize = 384;
+
+/// More register tiles than this gain nothing, and leave fewer tasks to share out.
+const MOST_REGISTER_TILES: usize = 16;
+
+/// Bytes of an f32, which is what scores, weights and outputs are whatever the type of the input. Inputs of half the
+/// size would leave room for longer blocks of keys, within the flat part of the optimum.
+const ELEMENT: usize = size_of::<f32>();
+
+/// As many keys as fit: their weights in two thirds of L1d (the rest is for the rows of K, V, Q and O that pass through),
+/// their rows in half of L2.
+///
+/// Uses only what is in the machine's fingerprint: how many CPUs share the L2 can change with those on line, and a
+/// key block that changed with it would change results. A shared L2 is large.
+fn key_block(caches: &Caches, query: TileQuery) -> usize {
+    let weights = caches.l1d_or_default() / 3 * 2 / bytes_of(query.lanes_per_tile);
+    let rows = caches.l2_or_default() / 2 / bytes_of(row_elements(query));
+    let most = weights.min(rows).clamp(KEY_STEP, MOST_KEYS);
+    // A common multiple with the register tile, if that is not too long.
+    let step = least_common_multiple(KEY_STEP, query.keys_per_tile.max(1)).filter(|&step| step <= most);
+    let step = step.unwrap_or(KEY_STEP);
+    most / step * step
+}
+
+/// As many register tiles as fit: their queries and outputs in half of this thread's share of L2.
+fn register_tiles(caches: &Caches, query: TileQuery) -> usize {
+    let tile = bytes_of(row_elements(query).saturating_mul(query.lanes_per_tile));
+    (caches.l2_share_or_default() / 2 / tile).clamp(1, MOST_REGISTER_TILES)
+}
+
+/// Elements of a key and a value together, which is also those of a query and an output row.
+fn row_elements(query: TileQuery) -> usize {
+    query.head_dim.saturating_add(query.value_dim).max(1)
+}
+
+fn bytes_of(elements: usize) -> usize {
+    elements.saturating_mul(ELEMENT)
+}
+
+/// `None` if it is too large for `usize`.
+fn least_common_multiple(a: usize, b: usize) -> Option<usize> {
+    let (mut divisor, mut rest) = (a, b);
+    while rest != 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    (a / divisor).checked_mul(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{CacheSize, CacheSource};
+
+    fn caches(l1d: usize, l2: usize) -> Caches {
+        let size = |bytes| CacheSize { bytes, source: CacheSource::Sysfs, shared_by: 1 };
+        Caches { l1d: size(l1d), l2: size(l2), l3: size(0), line: 64 }
+    }
+
+    fn query(lanes_per_tile: usize, keys_per_tile: usize, dim: usize) -> TileQuery {
+        TileQuery { lanes_per_tile, keys_per_tile, head_dim: dim, value_dim: dim }
+    }
+
+    /// Sizes of caches in bytes, ascending but for the unknown one.
+    const SIZES: [usize; 10] =
+        [1, 1 << 10, 16 << 10, 32 << 10, 48 << 10, 128 << 10, 1 << 20, 16 << 20, 1 << 30, usize::MAX];
+
+    #[test]
+    fn the_measured_optimum() {
+        let zen5 = caches(48 << 10, 1 << 20);
+        assert_eq!(tiles(&zen5, query(32, 8, 128)), Tiles { key_block: 240, query_block: 512 });
+        assert_eq!(tiles(&zen5, query(32, 8, 64)), Tiles { key_block: 240, query_block: 512 });
+    }
+
+    #[test]
+    fn smaller_caches_and_longer_rows() {
+        // 32 KiB and 256 KiB, as before 2019; 16 lanes are two AVX2 vectors.
+        assert_eq!(tiles(&caches(32 << 10, 256 << 10), query(16, 6, 128)), Tiles { key_block: 96, query_block: 128 });
+        assert_eq!(tiles(&caches(48 << 10, 1 << 20), query(32, 8, 512)), Tiles { key_block: 96, query_block: 128 });
+        assert_eq!(
+            tiles(&Caches::default(), query(16, 6, 128)),
+            tiles(&caches(32 << 10, 256 << 10), query(16, 6, 128))
+        );
+    }
+
+    #[test]
+    fn bounds_hold_for_any_cache_and_dimension() {
+        for l1d in SIZES.into_iter().chain([0]) {
+            for l2 in SIZES.into_iter().chain([0]) {
+                for dim in 0..=512 {
+                    for (lanes, keys) in [(1, 1), (4, 8), (16, 6), (32, 8), (48, 12)] {
+                        let Tiles { key_block, query_block } = tiles(&caches(l1d, l2), query(lanes, keys, dim));
+                        assert!((KEY_STEP..=MOST_KEYS).contains(&key_block) && key_block % KEY_STEP == 0);
+                        assert_eq!(key_block % keys, 0);
+                        assert_eq!(query_block % lanes, 0);
+                        assert!((1..=MOST_REGISTER_TILES).contains(&(query_block / lanes)));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_budgets_hold_wherever_there_is_a_choice() {
+        for (l1d, l2) in [(32 << 10, 256 << 10), (48 << 10, 1 << 20), (48 << 10, 2 << 20), (128 << 10, 16 << 20)] {
+            for dim in 1..=512 {
+                let query = query(32, 8, dim);
+                let Tiles { key_block, query_block } = tiles(&caches(l1d, l2), query);
+                let (keys, queries) = (key_block * 8 * dim, query_block * 8 * dim);
+                assert!(key_block == KEY_STEP || key_block * 32 * 4 <= l1d / 3 * 2);
+                assert!(key_block == KEY_STEP || query_block == 32 || keys + queries <= l2);
+            }
+        }
+    }
+
+    #[test]
+    fn more_cache_never_means_smaller_blocks() {
+        for dim in [1, 32, 64, 80, 128, 256, 512] {
+            for keys_per_tile in [1, 6, 8, 10, 14, 16, 64] {
+                let query = query(32, keys_per_tile, dim);
+                for pair in SIZES.windows(2) {
+                    let blocks = |l1d, l2| tiles(&caches(l1d, l2), query);
+                    assert!(blocks(pair[0], 1 << 20).key_block <= blocks(pair[1], 1 << 20).key_block);
+                    assert!(blocks(48 << 10, pair[0]).key_block <= blocks(48 << 10, pair[1]).key_block);
+                    assert!(blocks(48 << 10, pair[0]).query_block <= blocks(48 << 10, pair[1]).query_block);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn longer_rows_never_mean_larger_blocks() {
+        for (l1d, l2) in [(0, 0), (32 << 10, 256 << 10), (48 << 10, 1 << 20)] {
+            for dim in 1..512 {
+                let (a, b) =
+                    (tiles(&caches(l1d, l2), query(32, 8, dim)), tiles(&caches(l1d, l2), query(32, 8, dim + 1)));
+                assert!(a.key_block >= b.key_block && a.query_block >= b.query_block);
+            }
+        }
+    }
+
+    #[test]
+    fn register_tiles_divide_the_block_where_possible() {
+        let zen5 = caches(48 << 10, 1 << 20);
+        for keys in [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 192] {
+            assert_eq!(tiles(&zen5, query(32, keys, 128)).key_block % keys, 0, "{keys}");
+        }
+        assert_eq!(tiles(&zen5, query(32, 14, 128)).key_block, 240);
+        assert_eq!(tiles(&zen5, query(32, usize::MAX, 128)).key_block, 240);
+        assert_eq!(tiles(&zen5, query(32, 0, 128)).key_block, 240);
+    }
+
+    #[test]
+    fn a_shared_l2_limits_query_blocks_but_not_key_blocks() {
+        let mut cluster = caches(32 << 10, 2 << 20);
+        let alone = tiles(&cluster, query(16, 6, 128));
+        cluster.l2.shared_by = 16;
+        let shared = tiles(&cluster, query(16, 6, 128));
+        assert_eq!(shared.key_block, alone.key_block);
+        assert!(shared.query_block < alone.query_block);
+    }
+
+    #[test]
+    fn absurd_queries_do_not_overflow() {
+        let most = TileQuery {
+            lanes_per_tile: usize::MAX,
+            keys_per_tile: usize::MAX,
+            head_dim: usize::MAX,
+            value_dim: usize::MAX,
+        };
+        assert_eq!(tiles(&caches(usize::MAX, usize::MAX), most), Tiles { key_block: 48, query_block: usize::MAX });
+        let least = TileQuery { lanes_per_tile: 0, keys_per_tile: 0, head_dim: 0, value_dim: 0 };
+        assert_eq!(tiles(&Caches::default(), least), Tiles { key_block: 384, query_block: 16 });
+    }
+}

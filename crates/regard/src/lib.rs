@@ -1,0 +1,132 @@
+//! Fused attention for CPUs, for any way of turning scores into weights.
+//!
+//! `out = weight(Q K^T) V` without ever storing the score matrix: softmax at any temperature, hard and average-hard,
+//! polynomial, ReLU, sigmoid and normalised-polynomial weights, and weightings of your own; on AVX-512, AVX2, NEON and
+//! everything else, chosen at run time.
+//!
+//! # In one line
+//! ```
+//! use regard::{Align, Attention, View};
+//!
+//! let (q, k, v) = (vec![0.5; 2 * 3 * 8], vec![0.25; 2 * 5 * 8], vec![1.0; 2 * 5 * 4]);
+//! let out = regard::attention(
+//!     &Attention::softmax().causal(Align::BottomRight),
+//!     View::bhsd(&q, [1, 2, 3, 8])?,
+//!     View::bhsd(&k, [1, 2, 5, 8])?,
+//!     View::bhsd(&v, [1, 2, 5, 4])?,
+//! )?;
+//! assert_eq!(out.len(), 2 * 3 * 4);
+//! assert!(out.iter().all(|x| (x - 1.0).abs() < 1e-6));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # In a loop
+//! A [`Problem`] holds checked tensors and options, a [`Plan`] the choice of kernel and tiles. A plan is made once and run
+//! often, with workspace of your own; a serial run allocates nothing.
+//!
+//! ```
+//! use regard::{Attention, Execution, Plan, Problem, Setup, View, ViewMut, Weighting};
+//!
+//! let (q, k, v) = (vec![0.5; 64], vec![0.25; 64], vec![1.0; 64]);
+//! let view = |data| View::bhsd(data, [1, 1, 8, 8]);
+//! let options = Attention::new(Weighting::HardRight);
+//! let problem = Problem::new(&options, view(&q)?, view(&k)?, view(&v)?)?;
+//! let plan = Plan::new(&problem, Setup::global()?);
+//! println!("{}", plan.explain());
+//!
+//! let mut workspace = vec![0.0; plan.workspace_len(1)];
+//! let mut out = vec![0.0; 64];
+//! for _ in 0..10 {
+//!     let out = ViewMut::bhsd(&mut out, [1, 1, 8, 8])?;
+//!     plan.run(&problem, out, None, &mut workspace, Execution::Serial)?;
+//! }
+//! assert_eq!(out, v);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # A weighting of your own
+//! A pointwise weighting is a type that implements [`Pointwise`]: a vector function, and the same in f64 for the oracle.
+//! It is compiled into the kernel's loop for every instruction-set level; nothing is compiled at run time.
+//!
+//! ```
+//! use regard::{Attention, Pointwise, Simd, View, Weighting};
+//!
+//! /// `s^2 / (1 + s^2)`
+//! #[derive(Clone, Copy, Debug)]
+//! struct Bump;
+//!
+//! impl Pointwise for Bump {
+//!     #[inline(always)]
+//!     fn weight<S: Simd>(&self, s: S, score: S::F32) -> S::F32 {
+//!         let square = s.mul(score, score);
+//!         s.div(square, s.add(s.splat(1.0), square))
+//!     }
+//!
+//!     fn weight_f64(&self, score: f64) -> f64 {
+//!         score * score / (1.0 + score * score)
+//!     }
+//! }
+//!
+//! let x = [1.0, 2.0];
+//! let view = View::bhsd(&x, [1, 1, 2, 1])?;
+//! let out = regard::attention(&Attention::new(Weighting::custom("bump", Bump)).scale(1.0), view, view, view)?;
+//! assert!((out[0] - (0.5 + 2.0 * 0.8)).abs() < 1e-6);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What is guaranteed
+//! - **Masks.** A masked key is never read into a result: NaN or Inf behind a mask cannot leak. A row that sees no key
+//!   gives zeros, and -inf as log-sum-exp. Large negative finite scores are not a mask.
+//! - **NaN.** NaN in a visible input reaches the output.
+//! - **Ties.** Equal scores are compared with `==` in f32. A score has the same bits wherever its key stands, so that
+//!   ties never depend on tiling. Scale and temperature multiply finished products, not Q, and make or lose no tie.
+//! - **Determinism.** For one machine, profile and problem the result is the same bit for bit: for any number of threads,
+//!   in any batch, and from run to run. With [`Numerics::Portable`] also between machines of the same level.
+//! - **Errors.** Wrong input gives an [`Error`] that names the thing and its values, before anything is written. Tensors
+//!   without elements are legal.
+//! - **Threads.** The caller's choice ([`Execution`]); the library starts none.
+#![forbid(unsafe_code)]
+
+mod error;
+mod exec;
+mod options;
+mod plan;
+mod problem;
+pub mod reference;
+mod setup;
+mod weighting;
+
+pub use error::Error;
+pub use exec::Execution;
+pub use options::{Align, Attention, Count, Numerics, RowScale, Temperature};
+pub use plan::Plan;
+pub use problem::{Problem, Shape};
+pub use regard_kernels::Band;
+pub use regard_kernels::launch::Sequence;
+pub use regard_kernels::view::{View, ViewError, ViewMut};
+pub use regard_kernels::weighting::Pointwise;
+pub use regard_simd::{ISA_VARIABLE, Isa, IsaError, Level, Simd, math};
+pub use setup::{Setup, kernel_set};
+pub use weighting::{Custom, SigmoidBias, Weighting};
+
+/// Attention in one call: checks, plans, allocates, and computes on the rayon pool that the calling thread belongs to, if
+/// any. The output is `[batch, query_heads, queries, d_v]`, contiguous.
+///
+/// # Errors
+/// [`Error`]: the first thing found wrong, with its values.
+pub fn attention(
+    options: &Attention<'_>,
+    q: View<'_, f32>,
+    k: View<'_, f32>,
+    v: View<'_, f32>,
+) -> Result<Vec<f32>, Error> {
+    let problem = Problem::new(options, q, k, v)?;
+    let plan = Plan::new(&problem, Setup::global()?);
+    let execution = Execution::CurrentPool;
+    let mut workspace = vec![0.0; plan.workspace_len(execution.threads())];
+    let shape = problem.shape();
+    let mut out = vec![0.0; shape.rows() * shape.value_dim];
+    let view = ViewMut::bhsd(&mut out, shape.out()).map_err(|source| Error::View { tensor: "out", source })?;
+    plan.run(&problem, view, None, &mut workspace, execution)?;
+    Ok(out)
+}

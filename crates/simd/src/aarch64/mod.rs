@@ -1,0 +1,5 @@
+//! AArch64 levels.
+
+mod neon;
+
+pub use neon::Neon;

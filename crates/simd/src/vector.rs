@@ -1,0 +1,142 @@
+//! The one trait that the kernels are written against.
+
+use crate::Isa;
+
+/// Work that runs under some instruction set: a struct of arguments with one generic method.
+///
+/// A struct and not a closure, because a closure inherits the instruction set only when it is written inside the
+/// function that enables it (research on rustc 1.95: a closure in generic code costs a call per operation).
+pub trait Op {
+    /// What the work gives.
+    type Output;
+
+    /// Does the work. Implementations carry `#[inline(always)]`: one missed inline and every vector operation of the
+    /// body becomes a call.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// An instruction set: proof that the machine has it, and its vector operations on f32.
+///
+/// Every operation is `#[inline(always)]` around an inner function that enables the features, so that it becomes one
+/// instruction when (and only when) everything between it and [`Simd::vectorize`] is `#[inline(always)]` too.
+///
+/// Indices and other 32-bit patterns travel in `F32` registers: [`Simd::splat`], [`Simd::select`], [`Simd::load`] and
+/// [`Simd::store`] keep bits as they are.
+///
+/// # Safety
+/// A value of the type may exist only where processor *and* operating system support the instructions.
+pub unsafe trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
+    /// The name of the level.
+    const ISA: Isa;
+    /// f32 elements of a vector.
+    const LANES: usize;
+    /// Whether [`Simd::mul_add`] rounds once. Levels that fuse agree with each other bit for bit.
+    const FUSED: bool;
+
+    /// A vector of `LANES` f32.
+    type F32: Copy;
+    /// One truth value per lane.
+    type Mask: Copy;
+
+    /// The token of this level, where its existence is known already.
+    ///
+    /// # Safety
+    /// The machine has the level: some token of this type was made by detection before.
+    unsafe fn assume() -> Self;
+
+    /// Runs `op` in a function compiled for this level: the only gateway, and a real call (never inlined), so that
+    /// several callers share one copy of a large body.
+    fn vectorize<O: Op>(self, op: O) -> O::Output;
+
+    /// `x` in every lane.
+    fn splat(self, x: f32) -> Self::F32;
+
+    /// `LANES` elements from `p`, which needs no alignment.
+    ///
+    /// # Safety
+    /// `p..p + LANES` is readable.
+    unsafe fn load(self, p: *const f32) -> Self::F32;
+
+    /// Writes `LANES` elements to `p`, which needs no alignment.
+    ///
+    /// # Safety
+    /// `p..p + LANES` is writable.
+    unsafe fn store(self, p: *mut f32, v: Self::F32);
+
+    /// The first `n <= LANES` elements from `p` and zero in the other lanes; memory past them is not touched.
+    ///
+    /// # Safety
+    /// `p..p + n` is readable.
+    unsafe fn load_first(self, p: *const f32, n: usize) -> Self::F32;
+
+    /// Writes the first `n <= LANES` lanes to `p`; memory past them is not touched.
+    ///
+    /// # Safety
+    /// `p..p + n` is writable.
+    unsafe fn store_first(self, p: *mut f32, v: Self::F32, n: usize);
+
+    /// Transposes a `LANES` x `LANES` block: row `i` of `src` (at `src + i * src_stride`) becomes column `i` of `dst`.
+    /// Strides are in elements.
+    ///
+    /// # Safety
+    /// All `LANES` rows of `LANES` elements are readable in `src` and writable in `dst`, and they do not overlap.
+    unsafe fn transpose(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize);
+
+    /// Asks for the cache line at `p` to be brought into the first-level cache. `p` may point anywhere.
+    fn prefetch(self, p: *const f32);
+
+    /// `a + b`
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a - b`
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a * b`
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a / b`, correctly rounded
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a * b + c`, rounded once where [`Simd::FUSED`]
+    fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// The larger of `x` and `acc`. A NaN in `x` is passed over; `acc` must not be NaN.
+    fn max(self, x: Self::F32, acc: Self::F32) -> Self::F32;
+    /// `|x|`
+    fn abs(self, x: Self::F32) -> Self::F32;
+
+    /// `a > b`, false for NaN
+    fn gt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
+    /// `a >= b`, false for NaN
+    fn ge(self, a: Self::F32, b: Self::F32) -> Self::Mask;
+    /// `a == b` as IEEE says: `-0 == +0`, and false for NaN
+    fn eq(self, a: Self::F32, b: Self::F32) -> Self::Mask;
+    /// Not `a < b`: true for NaN
+    fn not_lt(self, a: Self::F32, b: Self::F32) -> Self::Mask;
+    /// `x` is NaN
+    fn is_nan(self, x: Self::F32) -> Self::Mask;
+    /// Both.
+    fn and(self, a: Self::Mask, b: Self::Mask) -> Self::Mask;
+    /// Either.
+    fn or(self, a: Self::Mask, b: Self::Mask) -> Self::Mask;
+    /// The low `LANES` bits, lane 0 in bit 0. Higher bits are ignored.
+    fn mask_from_bits(self, bits: u64) -> Self::Mask;
+    /// The inverse of [`Simd::mask_from_bits`]; bits past `LANES` are zero.
+    fn mask_to_bits(self, mask: Self::Mask) -> u64;
+    /// Per lane `yes` where `mask` is set, `no` elsewhere; bits are kept as they are.
+    fn select(self, mask: Self::Mask, yes: Self::F32, no: Self::F32) -> Self::F32;
+
+    /// Splits `x` for [`crate::math::exp2`] into `f = x - n` in `[-0.5, 0.5]`, exactly, where `n` is the nearest
+    /// integer, and a value that only [`Simd::scale_by_exp2`] understands. For infinite `x` the parts mean nothing.
+    fn split_exp2(self, x: Self::F32) -> (Self::F32, Self::F32);
+    /// `p * 2^n`, exactly, where `n` comes from [`Simd::split_exp2`] of an `x` in `[-126, 128)`, `p` is in `[0.5, 2]`,
+    /// and the product is a normal number. A NaN `p` stays NaN for any `n` that came from NaN.
+    fn scale_by_exp2(self, p: Self::F32, n: Self::F32) -> Self::F32;
+
+    /// Whether any lane is set.
+    #[inline(always)]
+    fn any(self, mask: Self::Mask) -> bool {
+        self.mask_to_bits(mask) != 0
+    }
+
+    /// Zero in every lane.
+    #[inline(always)]
+    fn zero(self) -> Self::F32 {
+        self.splat(0.0)
+    }
+}

@@ -1,0 +1,147 @@
+//! AVX2, FMA and F16C: 8 lanes, 16 registers.
+
+use core::arch::x86_64::*;
+
+use crate::{Isa, Op, Simd, memory_operations, operations};
+
+/// Proof that the machine has [`Isa::Avx2`].
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// The token, if the processor has the instructions and the operating system saves their registers.
+    pub fn detect() -> Option<Self> {
+        (std::arch::is_x86_feature_detected!("avx2")
+            && std::arch::is_x86_feature_detected!("fma")
+            && std::arch::is_x86_feature_detected!("f16c"))
+        .then_some(Self(()))
+    }
+}
+
+/// The mask of the first `n` lanes, for masked loads and stores.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn first(n: usize) -> __m256i {
+    debug_assert!(n <= 8);
+    _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+}
+
+// SAFETY: `Avx2` is made by `detect` only, or by `assume` under the promise that it was.
+unsafe impl Simd for Avx2 {
+    const ISA: Isa = Isa::Avx2;
+    const LANES: usize = 8;
+    const FUSED: bool = true;
+    type F32 = __m256;
+    /// All bits of a lane are the truth value.
+    type Mask = __m256;
+
+    #[inline(always)]
+    unsafe fn assume() -> Self {
+        Self(())
+    }
+
+    #[inline(always)]
+    fn vectorize<O: Op>(self, op: O) -> O::Output {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inner<O: Op>(op: O, token: Avx2) -> O::Output {
+            op.run(token)
+        }
+        // SAFETY: `self` is a token, which exists only where the features were detected.
+        unsafe { inner(op, self) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        // SAFETY: a prefetch never faults, whatever the address; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    operations! { "avx2,fma,f16c";
+        fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
+        fn add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
+        fn sub(a: __m256, b: __m256) -> __m256 { _mm256_sub_ps(a, b) }
+        fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
+        fn div(a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
+        fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
+        // vmaxps gives its second operand when either is NaN.
+        fn max(x: __m256, acc: __m256) -> __m256 { _mm256_max_ps(x, acc) }
+        fn abs(x: __m256) -> __m256 { _mm256_andnot_ps(_mm256_set1_ps(-0.0), x) }
+        fn gt(a: __m256, b: __m256) -> __m256 { _mm256_cmp_ps::<_CMP_GT_OQ>(a, b) }
+        fn ge(a: __m256, b: __m256) -> __m256 { _mm256_cmp_ps::<_CMP_GE_OQ>(a, b) }
+        fn eq(a: __m256, b: __m256) -> __m256 { _mm256_cmp_ps::<_CMP_EQ_OQ>(a, b) }
+        fn not_lt(a: __m256, b: __m256) -> __m256 { _mm256_cmp_ps::<_CMP_NLT_UQ>(a, b) }
+        fn is_nan(x: __m256) -> __m256 { _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x) }
+        fn and(a: __m256, b: __m256) -> __m256 { _mm256_and_ps(a, b) }
+        fn or(a: __m256, b: __m256) -> __m256 { _mm256_or_ps(a, b) }
+        fn mask_from_bits(bits: u64) -> __m256 {
+            let lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            let set = _mm256_and_si256(_mm256_set1_epi32(bits as i32), lane);
+            _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane))
+        }
+        fn mask_to_bits(mask: __m256) -> u64 { u64::from(_mm256_movemask_ps(mask) as u8) }
+        fn select(mask: __m256, yes: __m256, no: __m256) -> __m256 { _mm256_blendv_ps(no, yes, mask) }
+        fn split_exp2(x: __m256) -> (__m256, __m256) {
+            let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+            (_mm256_sub_ps(x, n), n)
+        }
+        // NaN converts to i32::MIN, whose one bit is shifted out: p is left as it is.
+        fn scale_by_exp2(p: __m256, n: __m256) -> __m256 {
+            let exponent = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent))
+        }
+    }
+
+    memory_operations! { "avx2,fma,f16c";
+        unsafe fn load(p: *const f32) -> __m256 {
+            // SAFETY: the caller's contract.
+            unsafe { _mm256_loadu_ps(p) }
+        }
+        unsafe fn store(p: *mut f32, v: __m256) -> () {
+            // SAFETY: the caller's contract.
+            unsafe { _mm256_storeu_ps(p, v) }
+        }
+        unsafe fn load_first(p: *const f32, n: usize) -> __m256 {
+            // SAFETY: masked lanes are not read; the others are the caller's contract.
+            unsafe { _mm256_maskload_ps(p, first(n)) }
+        }
+        unsafe fn store_first(p: *mut f32, v: __m256, n: usize) -> () {
+            // SAFETY: masked lanes are not written; the others are the caller's contract.
+            unsafe { _mm256_maskstore_ps(p, first(n), v) }
+        }
+        unsafe fn transpose(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) -> () {
+            let mut rows = [_mm256_setzero_ps(); 8];
+            for (i, row) in rows.iter_mut().enumerate() {
+                // SAFETY: row i of the block is readable.
+                *row = unsafe { _mm256_loadu_ps(src.add(i * src_stride)) };
+            }
+            for (i, column) in transpose8(rows).into_iter().enumerate() {
+                // SAFETY: row i of the transposed block is writable.
+                unsafe { _mm256_storeu_ps(dst.add(i * dst_stride), column) };
+            }
+        }
+    }
+}
+
+/// Transposes 8 rows of 8 in registers: 4x4 within the 128-bit halves, then the halves.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn transpose8(rows: [__m256; 8]) -> [__m256; 8] {
+    let mut halves = rows;
+    for i in [0, 4] {
+        let ab_low = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+        let ab_high = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+        let cd_low = _mm256_unpacklo_ps(rows[i + 2], rows[i + 3]);
+        let cd_high = _mm256_unpackhi_ps(rows[i + 2], rows[i + 3]);
+        halves[i] = _mm256_shuffle_ps::<0b01_00_01_00>(ab_low, cd_low);
+        halves[i + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(ab_low, cd_low);
+        halves[i + 2] = _mm256_shuffle_ps::<0b01_00_01_00>(ab_high, cd_high);
+        halves[i + 3] = _mm256_shuffle_ps::<0b11_10_11_10>(ab_high, cd_high);
+    }
+    let mut columns = rows;
+    for i in 0..4 {
+        columns[i] = _mm256_permute2f128_ps::<0x20>(halves[i], halves[4 + i]);
+        columns[4 + i] = _mm256_permute2f128_ps::<0x31>(halves[i], halves[4 + i]);
+    }
+    columns
+}

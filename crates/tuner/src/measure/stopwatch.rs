@@ -1,0 +1,87 @@
+//! The time that work takes, without the time that it has to wait for its core.
+
+use std::time::Instant;
+
+/// Measures the time since its start, less the time in which the calling thread was ready to run and another thread had
+/// its core.
+///
+/// Where the system does not tell that time (only Linux does), or does not tell it consistently, it is not subtracted.
+/// What another guest of the same host or an interrupt takes is not known either; the medians have to deal with it.
+pub(super) struct Stopwatch {
+    start: Instant,
+    /// Nanoseconds that the thread has waited up to the start.
+    waited: u64,
+}
+
+impl Stopwatch {
+    pub(super) fn start() -> Self {
+        let waited = waited();
+        Self { start: Instant::now(), waited }
+    }
+
+    /// Seconds since the start, on the thread that started.
+    pub(super) fn seconds(&self) -> f64 {
+        let elapsed = self.start.elapsed().as_secs_f64();
+        let waited = waited().saturating_sub(self.waited) as f64 / 1e9;
+        // More than there was: the thread had to wait between the two clocks of one end. A rare sample, left to the
+        // medians.
+        if waited < elapsed { elapsed - waited } else { elapsed }
+    }
+}
+
+/// Nanoseconds that this thread has waited for a core since it exists.
+#[cfg(target_os = "linux")]
+fn waited() -> u64 {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    thread_local! {
+        // Names the thread that opens it, and is read anew from position 0. A read takes half a microsecond.
+        static SCHEDSTAT: Option<File> = File::open("/proc/thread-self/schedstat").ok();
+    }
+    let mut text = [0; 64];
+    let read = SCHEDSTAT.with(|file| file.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()));
+    read.and_then(|length| wait_in(&text[..length])).unwrap_or(0)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn waited() -> u64 {
+    0
+}
+
+/// The second of the three numbers of a schedstat file: nanoseconds run, nanoseconds waited, time slices.
+#[cfg(any(target_os = "linux", test))]
+fn wait_in(schedstat: &[u8]) -> Option<u64> {
+    str::from_utf8(schedstat).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn waiting_is_the_second_number() {
+        assert_eq!(wait_in(b"82533 2750071 2\n"), Some(2_750_071));
+        assert_eq!(wait_in(b"82533"), None);
+        assert_eq!(wait_in(b""), None);
+        assert_eq!(wait_in(b"1 -2 3"), None);
+    }
+
+    #[test]
+    fn sleep_counts_and_waiting_does_not() {
+        let before = Instant::now();
+        let watch = Stopwatch::start();
+        std::thread::sleep(Duration::from_millis(20));
+        let seconds = watch.seconds();
+        assert!(seconds > 0.0 && seconds <= before.elapsed().as_secs_f64());
+
+        let start = Instant::now();
+        let inconsistent = Stopwatch { start, waited: 0 };
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(inconsistent.seconds() > 0.0);
+        let future = Stopwatch { start, waited: u64::MAX };
+        assert!(future.seconds() >= 1e-3);
+    }
+}

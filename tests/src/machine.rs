@@ -1,0 +1,71 @@
+//! Levels, kernels, and setups that force one of them.
+
+use std::sync::Once;
+
+use regard::{Isa, Level, Setup, kernel_set};
+use regard_kernels::table::{Kernel, kernels};
+use regard_profile::{Class, Confidence, Config, Entry, Family, Machine, MaskClass, Profile, Run, Tool};
+
+/// The levels of this machine. Says once which they are and which are skipped.
+pub fn levels() -> &'static [Level] {
+    static SAY: Once = Once::new();
+    let available = Level::available();
+    SAY.call_once(|| {
+        for isa in Isa::ALL {
+            let has = available.iter().any(|level| level.isa() == isa);
+            eprintln!("level {isa}: {}", if has { "tested" } else { "SKIPPED, not on this machine" });
+        }
+    });
+    available
+}
+
+/// All kernels of all levels of this machine.
+pub fn every_kernel() -> impl Iterator<Item = &'static Kernel> {
+    levels().iter().flat_map(|level| kernels(*level))
+}
+
+/// A setup that has plans use this kernel with these blocks: a machine about which nothing is known, with a profile of
+/// one entry. `key_block` is even.
+pub fn setup_for(kernel: &Kernel, key_block: usize, query_block: usize) -> Setup {
+    assert!(key_block.is_multiple_of(2), "key blocks are even");
+    let level = Level::of(kernel.isa).expect("kernels come from available levels");
+    let machine = Machine::default();
+    let profile = profile_for(&machine, kernel, key_block, query_block);
+    Setup { level, machine, profile: Some(profile) }
+}
+
+/// A setup of a level with nothing forced.
+pub fn setup_of(level: Level) -> Setup {
+    Setup { level, machine: Machine::default(), profile: None }
+}
+
+/// A profile of this machine with one entry.
+pub fn profile_for(machine: &Machine, kernel: &Kernel, key_block: usize, query_block: usize) -> Profile {
+    let tool = Tool {
+        name: "regard-tests".to_owned(),
+        version: "0".to_owned(),
+        kernels_fingerprint: kernel_set().fingerprint,
+    };
+    let run =
+        Run { unix_time: 0, seconds: 0.0, mode: "test".to_owned(), confidence: Confidence::Low, notes: Vec::new() };
+    let entry = Entry {
+        class: Class {
+            isa: kernel.isa.name().to_owned(),
+            dtype: "f32".to_owned(),
+            family: Family::Exponential,
+            mask: MaskClass::Full,
+            head_dim: 64,
+            value_dim: 64,
+            keys: 1024,
+            queries: 1024,
+        },
+        config: Config { kernel: kernel.name.to_owned(), key_block, query_block },
+        gflops: 1.0,
+        fraction_of_peak: 0.5,
+        ratio_to_model: 1.0,
+        samples: 1,
+        runner_up: None,
+        why: "a test says so".to_owned(),
+    };
+    Profile { entries: vec![entry], ..Profile::new(tool, machine.clone(), run) }
+}

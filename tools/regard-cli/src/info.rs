@@ -1,0 +1,198 @@
+//! `regard info`: the machine card.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use regard::{Isa, Level, kernel_set};
+use regard_profile::{CacheSize, Found, Machine, ProfileError, find, search_path};
+use serde::Serialize;
+
+use crate::cli::Global;
+use crate::error::CliError;
+use crate::output;
+
+/// Shows what the library knows of this machine. Nothing is measured.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(crate) struct InfoArgs {}
+
+const AFTER_HELP: &str = "\
+A profile that cannot be used is shown with the reason, and makes the exit code 3.
+
+Examples:
+  regard info
+  regard info --json";
+
+/// Everything on the card.
+#[derive(Debug, Serialize)]
+pub(crate) struct Card {
+    version: &'static str,
+    machine: Machine,
+    fingerprint: String,
+    microarch: String,
+    usable_cores: usize,
+    /// The level that is used unless an option says otherwise.
+    isa: &'static str,
+    levels: Vec<LevelCard>,
+    kernels_fingerprint: String,
+    profile: ProfileCard,
+    #[serde(skip)]
+    rejected: Option<ProfileError>,
+}
+
+/// A level, found or not.
+#[derive(Debug, Serialize)]
+struct LevelCard {
+    isa: &'static str,
+    available: bool,
+    /// What it would take.
+    missing: Option<String>,
+    lanes: usize,
+    kernels: Vec<String>,
+}
+
+/// The state of the profile.
+#[derive(Debug, Serialize)]
+struct ProfileCard {
+    /// `none`, `loaded` or `rejected`.
+    state: &'static str,
+    path: Option<PathBuf>,
+    entries: Option<usize>,
+    reason: Option<String>,
+    search_path: Vec<PathBuf>,
+}
+
+/// Runs the command.
+pub(crate) fn run(_args: InfoArgs, global: &Global) -> Result<(), CliError> {
+    let card = Card::detect()?;
+    if global.json {
+        output::json(&card)?
+    } else {
+        output::text(card.to_text())?
+    }
+    card.rejected.map_or(Ok(()), |error| Err(CliError::Profile(error)))
+}
+
+impl Card {
+    /// Looks at the machine.
+    ///
+    /// # Errors
+    /// [`CliError::Isa`] if `REGARD_ISA` cannot be had.
+    pub(crate) fn detect() -> Result<Self, CliError> {
+        let isa = Level::from_env()?.isa().name();
+        let machine = Machine::detect();
+        let kernels = kernel_set();
+        let search_path = search_path(&machine);
+        let (state, path, entries, rejected) = match find(&machine, &kernels) {
+            Found::None => ("none", None, None, None),
+            Found::Loaded { path, profile } => ("loaded", Some(path), Some(profile.entries.len()), None),
+            Found::Rejected { path, error } => ("rejected", Some(path), None, Some(error)),
+        };
+        let reason = rejected.as_ref().map(ToString::to_string);
+        Ok(Self {
+            version: env!("CARGO_PKG_VERSION"),
+            fingerprint: machine.fingerprint(),
+            microarch: machine.microarch(),
+            usable_cores: machine.cores.usable(),
+            isa,
+            levels: Isa::ALL.into_iter().map(|isa| LevelCard::new(isa, &machine, &kernels.names)).collect(),
+            kernels_fingerprint: kernels.fingerprint,
+            profile: ProfileCard { state, path, entries, reason, search_path },
+            rejected,
+            machine,
+        })
+    }
+
+    /// The card for people.
+    pub(crate) fn to_text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |name: &str, value: &str| text.push_str(&format!("{name:<10}{value}\n"));
+        let Machine { brand, hypervisor, caches, cores, features, .. } = &self.machine;
+        let brand = if brand.is_empty() { "unknown processor" } else { brand };
+        line("machine", &format!("{brand}{}", if *hypervisor { ", virtual" } else { "" }));
+        line("", &format!("{} (fingerprint {})", self.microarch, self.fingerprint));
+        for (name, cache) in [("L1d", &caches.l1d), ("L2", &caches.l2), ("L3", &caches.l3)] {
+            line(if name == "L1d" { "caches" } else { "" }, &format!("{name:<4}{}", describe(cache)));
+        }
+        let quota = cores.quota.map_or(String::new(), |quota| format!(", quota {quota} CPUs"));
+        line(
+            "cores",
+            &format!(
+                "{} usable: {} physical behind the {} allowed of {} logical CPUs{quota}",
+                self.usable_cores, cores.physical_allowed, cores.allowed, cores.logical_online
+            ),
+        );
+        line("features", &if features.is_empty() { "none that matter".to_owned() } else { features.join(" ") });
+        for (i, level) in self.levels.iter().enumerate() {
+            line(if i == 0 { "levels" } else { "" }, &level.to_text(level.isa == self.isa));
+        }
+        let ProfileCard { state, path, entries, reason, search_path } = &self.profile;
+        let path = path.as_ref().map_or(String::new(), |path| path.display().to_string());
+        match (*state, entries, reason) {
+            ("loaded", Some(entries), _) => line("profile", &format!("{path}: {entries} entries")),
+            ("rejected", _, Some(reason)) => line("profile", &format!("cannot be used: {reason}")),
+            _ => {
+                line("profile", "none: tiles by the analytic model; `regard tune` makes one. Looked for:");
+                search_path.iter().for_each(|path| line("", &path.display().to_string()));
+            }
+        }
+        text.truncate(text.trim_end().len());
+        text
+    }
+}
+
+impl LevelCard {
+    fn new(isa: Isa, machine: &Machine, kernels: &[String]) -> Self {
+        let available = Level::of(isa).is_ok();
+        let prefix = format!("{isa}_");
+        Self {
+            isa: isa.name(),
+            available,
+            missing: (!available).then(|| missing(isa, machine)),
+            lanes: isa.lanes(),
+            kernels: kernels.iter().filter(|name| name.starts_with(&prefix)).cloned().collect(),
+        }
+    }
+
+    fn to_text(&self, used: bool) -> String {
+        let Self { isa, lanes, kernels, missing, .. } = self;
+        let mark = if used { '*' } else { ' ' };
+        match missing {
+            Some(missing) => format!("  {isa:<9} skipped: {missing}"),
+            None => format!("{mark} {isa:<9} {lanes:>2} lanes: {}", kernels.join(" ")),
+        }
+    }
+}
+
+/// Why a level is not available.
+fn missing(isa: Isa, machine: &Machine) -> String {
+    let (arch, needed): (&str, &[&str]) = match isa {
+        Isa::Portable => return String::new(),
+        Isa::Avx2 => ("x86_64", &["avx2", "fma", "f16c"]),
+        Isa::Avx512 => ("x86_64", &["avx512f", "avx512bw", "avx512dq"]),
+        Isa::Neon => ("aarch64", &["neon"]),
+    };
+    if machine.arch != arch {
+        return format!("it is for {arch}, and this is {}", machine.arch);
+    }
+    let lacking = needed.iter().filter(|feature| !machine.features.iter().any(|found| found == *feature));
+    format!("the processor or the operating system lacks {}", lacking.copied().collect::<Vec<_>>().join(", "))
+}
+
+fn describe(cache: &CacheSize) -> String {
+    let CacheSize { bytes, source, shared_by } = cache;
+    if *bytes == 0 {
+        return "unknown".to_owned();
+    }
+    let size = match bytes {
+        bytes if bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
+        bytes => format!("{} KiB", bytes >> 10),
+    };
+    let source = format!("{source:?}").to_lowercase();
+    let shared = match shared_by {
+        0 => String::new(),
+        1 => ", one CPU".to_owned(),
+        cpus => format!(", shared by {cpus} CPUs"),
+    };
+    format!("{size} ({source}{shared})")
+}

@@ -1,0 +1,55 @@
+//! What a command computes on: the machine, its profile, threads.
+
+use rayon::ThreadPool;
+use regard::{Execution, Level, Setup, kernel_set};
+use regard_profile::{Found, Machine};
+
+use crate::error::CliError;
+use crate::problem_args::ProblemArgs;
+
+/// The machine, with its profile unless `--no-profile` says otherwise.
+///
+/// The library sets a profile aside that cannot be used. Here it is an error: somebody made it, and would want to know.
+pub(crate) fn detect(args: &ProblemArgs) -> Result<Setup, CliError> {
+    let level = Level::from_env()?;
+    let machine = Machine::detect();
+    let profile = match args.no_profile {
+        true => None,
+        false => match regard_profile::find(&machine, &kernel_set()) {
+            Found::None => None,
+            Found::Loaded { profile, .. } => Some(*profile),
+            Found::Rejected { error, .. } => return Err(CliError::Profile(error)),
+        },
+    };
+    Ok(Setup { level, machine, profile })
+}
+
+/// The threads of a command.
+#[derive(Debug)]
+pub(crate) struct Threads(Option<ThreadPool>);
+
+impl Threads {
+    /// As many as `--threads` says, or else one for each core that this process may use.
+    ///
+    /// # Errors
+    /// [`CliError::Failed`] if the system does not grant that many.
+    pub(crate) fn new(args: &ProblemArgs, machine: &Machine) -> Result<Self, CliError> {
+        let threads = args.threads.map_or_else(|| machine.cores.usable(), usize::from);
+        if threads == 1 {
+            return Ok(Self(None));
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.map(|pool| Self(Some(pool)))
+            .map_err(|error| CliError::Failed(format!("cannot start {threads} threads: {error}")))
+    }
+
+    /// How to run a plan on them.
+    pub(crate) fn execution(&self) -> Execution<'_> {
+        self.0.as_ref().map_or(Execution::Serial, Execution::Pool)
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.execution().threads()
+    }
+}

@@ -1,0 +1,150 @@
+//! Everything that needs no tensors: help, `info`, `explain`.
+
+mod common;
+
+use std::process::Stdio;
+
+use common::*;
+use serde_json::Value;
+
+#[test]
+fn help_teaches() {
+    let place = Place::new();
+    let long = place.succeed(&["--help"]);
+    for part in ["info", "attend", "bench", "tune", "explain", "Exit codes:", "  4  ", "REGARD_ISA", "REGARD_PROFILE"] {
+        assert!(long.contains(part), "{part}");
+    }
+    assert!(place.succeed(&["-h"]).contains("Exit codes: 0 done"));
+    let attend = place.succeed(&["attend", "--help"]);
+    for part in [
+        "average-hard",
+        "--temperature-schedule",
+        "scaled-log-n",
+        "--degree",
+        "--coefficient",
+        "--row-scale",
+        "inv-sqrt-n",
+        "--n ",
+        "--sigmoid-bias",
+        "neg-log-n",
+        "--scale",
+        "--softcap",
+        "--causal",
+        "--anti-causal",
+        "--strict",
+        "--window",
+        "--align",
+        "--layout",
+        "--isa",
+        "--threads",
+        "--lse",
+        "--json",
+        "keep_mask",
+        "kv_lengths",
+        "Examples:",
+    ] {
+        assert!(attend.contains(part), "{part}");
+    }
+    for command in ["info", "attend", "explain"] {
+        for args in [[command, "--help"], [command, "-h"], ["help", command]] {
+            assert!(place.succeed(&args).contains("Examples:"), "{args:?}");
+        }
+    }
+    assert!(place.succeed(&["--version"]).starts_with("regard "));
+}
+
+#[test]
+fn usage_errors_are_one_line() {
+    let place = Place::new();
+    assert!(place.fail(&["atend"], 2).contains("'attend'"));
+    assert!(place.fail(&["attend"], 2).contains("<IN> <OUT>"));
+    assert!(place.fail(&["attend", "in"], 2).contains("<OUT>"));
+    assert!(place.fail(&["--verbose"], 2).contains("--verbose"));
+    assert!(place.fail(&["info", "more"], 2).contains("'more'"));
+    assert!(place.fail(&["explain", "--heads", "many"], 2).contains("--heads"));
+    assert!(place.fail(&["explain", "--heads", "-1"], 2).contains("-1"));
+}
+
+fn json(args: &[&str]) -> Value {
+    let text = Place::new().succeed(args);
+    assert_eq!(text.matches('\n').count(), 1);
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn the_machine_card() {
+    let card = json(&["info", "--json"]);
+    assert_eq!(card["machine"]["arch"], std::env::consts::ARCH);
+    assert!(card["usable_cores"].as_u64().unwrap() >= 1);
+    assert_eq!(card["isa"], regard::Level::from_env().unwrap().isa().name());
+    let levels = card["levels"].as_array().unwrap();
+    assert_eq!(levels.len(), regard::Isa::ALL.len());
+    for level in levels {
+        let available = level["available"].as_bool().unwrap();
+        assert_eq!(available, level["missing"].is_null(), "{level}");
+        assert!(!available || !level["kernels"].as_array().unwrap().is_empty(), "{level}");
+    }
+    let text = Place::new().succeed(&["info"]);
+    for part in ["machine", "caches", "L1d", "cores", "levels", "portable", "neon", "profile"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn explanations() {
+    let defaults = json(&["explain", "--json"]);
+    assert_eq!(defaults["keys"], defaults["queries"]);
+    assert_eq!(defaults["value_dim"], defaults["head_dim"]);
+    assert_eq!(defaults["kv_heads"], defaults["heads"]);
+    let sizes = "--batch 2 --heads 6 --kv-heads 3 --queries 10 --keys 20 --head-dim 5 --value-dim 7";
+    let args: Vec<&str> = ["explain", "--json", "--causal", "bottom-right", "--isa", "portable", "--threads", "3"]
+        .into_iter()
+        .chain(sizes.split(' '))
+        .collect();
+    let plan = json(&args);
+    for (key, size) in
+        [("batch", 2), ("heads", 6), ("kv_heads", 3), ("queries", 10), ("keys", 20), ("head_dim", 5), ("value_dim", 7)]
+    {
+        assert_eq!(plan[key], size, "{key}");
+    }
+    assert_eq!(plan["isa"], "portable");
+    assert_eq!(plan["threads"], 3);
+    // Row i of 10 sees i + 11 of 20 keys.
+    assert_eq!(plan["visible_pairs"], 2.0 * 6.0 * 155.0);
+    assert_eq!(plan["flops"], 2.0 * 12.0 * 2.0 * 6.0 * 155.0);
+    assert_eq!(plan["kv_bytes"], 4.0 * 2.0 * 3.0 * 20.0 * 12.0);
+    assert!(plan["kernel"].as_str().unwrap().starts_with("portable_"));
+    assert_eq!(plan["class"]["mask"], "banded");
+    assert!(plan["why"].as_str().unwrap().contains("no profile"));
+    let text = Place::new().succeed(&args.iter().copied().filter(|arg| *arg != "--json").collect::<Vec<_>>());
+    for part in [plan["kernel"].as_str().unwrap(), plan["why"].as_str().unwrap(), "heads 6:3, 10 x 20, d 5:7"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
+fn sizes_cost_nothing_and_have_limits() {
+    let place = Place::new();
+    let huge = "explain --batch 4 --heads 64 --queries 2000000 --keys 2000000 --causal top-left";
+    place.succeed(&huge.split(' ').collect::<Vec<_>>());
+    place.succeed(&["explain", "--queries", "0", "--heads", "0", "--keys", "5", "--head-dim", "0"]);
+    place.succeed(&["explain", "--batch", "0"]);
+    assert!(
+        place.fail(&["explain", "--head-dim", "70000"], 3).contains("--head-dim is 70000, but must be at most 65536")
+    );
+    let line = place.fail(&["explain", "--batch", "1048576", "--heads", "1048576", "--queries", "268435456"], 3);
+    assert!(line.contains("too large together"), "{line}");
+    assert!(place.fail(&["explain", "--kv-heads", "3"], 3).contains("not a multiple of 3"));
+    assert!(place.fail(&["explain", "--keys", "99999999999999999999"], 2).contains("--keys"));
+    assert!(place.fail(&["explain", "--keys", "7", "--window", "1,1"], 3).contains("needs an alignment"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_may_leave() {
+    let mut child = Place::new().command(&["info"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(stderr(&output), "");
+}
