@@ -5,7 +5,7 @@ use std::fmt;
 use regard_kernels::launch::{self, Choice, Outputs};
 use regard_kernels::table::{Kernel, kernels};
 use regard_kernels::view::ViewMut;
-use regard_profile::{Class, Entry, TileQuery, tiles};
+use regard_profile::{Class, Entry, Family, MaskClass, TileQuery, tiles};
 use regard_simd::{Isa, Level};
 
 use crate::exec::Execution;
@@ -24,6 +24,7 @@ const PORTABLE_KEY_BLOCK: usize = 192;
 pub struct Plan {
     choice: Choice,
     key: Key,
+    class: Class,
     reason: Reason,
     /// f32 of workspace for one thread.
     workspace_per_thread: usize,
@@ -31,11 +32,13 @@ pub struct Plan {
     lse: bool,
 }
 
-/// What a plan was made for.
-#[derive(Clone, Debug, PartialEq)]
+/// What a plan was made for. Without strings, unlike [`Class`]: it is made at each run, which allocates nothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Key {
     shape: Shape,
-    class: Class,
+    isa: Isa,
+    family: Family,
+    mask: MaskClass,
 }
 
 /// Where the choice comes from.
@@ -50,7 +53,8 @@ impl Plan {
     /// Chooses kernel and tiles for `problem` on the machine of `setup`.
     pub fn new(problem: &Problem<'_>, setup: &Setup) -> Self {
         let level = problem.level.unwrap_or(setup.level);
-        let class = class_of(problem, level.isa());
+        let key = Key::of(problem, level.isa());
+        let class = key.class();
         let entry = match problem.options.numerics {
             Numerics::Machine => setup.profile.as_ref().and_then(|profile| profile.lookup(&class)),
             Numerics::Portable => None,
@@ -71,13 +75,14 @@ impl Plan {
             }
         };
         let query_block = shared_out(problem, query_block, kernel.tile.rows);
-        let choice = Choice { level, kernel, key_block, query_block, copy: false };
+        let choice = Choice { level, kernel, key_block, query_block, copy: problem.has_hostile_strides() };
         let call = problem.call();
         Self {
             workspace_per_thread: launch::workspace_len(&call, &choice, 1),
             tasks: launch::tasks(&call, &choice),
             choice,
-            key: Key { shape: problem.shape, class },
+            key,
+            class,
             reason,
             lse: problem.weighting.has_log_sum_exp(),
         }
@@ -110,7 +115,7 @@ impl Plan {
 
     /// The class of problem that the plan was made for, as profiles name it.
     pub fn class(&self) -> &Class {
-        &self.key.class
+        &self.class
     }
 
     /// f32 of workspace that a run on `threads` threads takes.
@@ -140,10 +145,10 @@ impl Plan {
         workspace: &mut [f32],
         execution: Execution<'_>,
     ) -> Result<(), Error> {
-        let key = Key { shape: problem.shape, class: class_of(problem, self.isa()) };
+        let key = Key::of(problem, self.isa());
         let level = problem.level.map_or(self.isa(), Level::isa);
         if key != self.key || level != self.isa() {
-            return Err(Error::Plan { planned: self.key.to_string(), found: Key { ..key }.to_string() });
+            return Err(Error::Plan { planned: self.key.to_string(), found: key.to_string() });
         }
         check_outputs(problem, &out, lse.as_deref(), self.lse)?;
         let execution = execution.for_work(problem, self.tasks);
@@ -219,19 +224,29 @@ fn check_outputs(
     Ok(())
 }
 
-fn class_of(problem: &Problem<'_>, isa: Isa) -> Class {
-    let shape = problem.shape;
-    Class {
-        isa: isa.name().to_owned(),
-        dtype: "f32".to_owned(),
-        family: problem.options.weighting.family(),
-        mask: problem.mask_class(),
-        head_dim: shape.head_dim,
-        value_dim: shape.value_dim,
-        keys: shape.keys,
-        queries: shape.queries,
+impl Key {
+    fn of(problem: &Problem<'_>, isa: Isa) -> Self {
+        let (family, mask) = (problem.options.weighting.family(), problem.mask_class());
+        Self { shape: problem.shape, isa, family, mask }
+    }
+
+    fn class(&self) -> Class {
+        let Self { shape, isa, family, mask } = *self;
+        Class {
+            isa: isa.name().to_owned(),
+            dtype: DTYPE.to_owned(),
+            family,
+            mask,
+            head_dim: shape.head_dim,
+            value_dim: shape.value_dim,
+            keys: shape.keys,
+            queries: shape.queries,
+        }
     }
 }
+
+/// The element type of all tensors.
+const DTYPE: &str = "f32";
 
 fn kernel_named(level: Level, name: &str) -> Option<&'static Kernel> {
     kernels(level).iter().find(|kernel| kernel.name == name)
@@ -248,8 +263,8 @@ fn tile_query(kernel: &Kernel, shape: &Shape) -> TileQuery {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Class { isa, dtype, family, mask, .. } = &self.class;
-        write!(f, "{}, {dtype}, {} weights, {} mask, {isa}", self.shape, family.name(), mask.name())
+        let Self { shape, isa, family, mask } = self;
+        write!(f, "{shape}, {DTYPE}, {} weights, {} mask, {isa}", family.name(), mask.name())
     }
 }
 
@@ -287,6 +302,9 @@ impl fmt::Display for Explanation<'_> {
         )?;
         writeln!(f, "key block    {} keys (decides the order of summation)", choice.key_block)?;
         writeln!(f, "query block  {} rows: {tasks} tasks, shared by the threads", choice.query_block)?;
+        if choice.copy {
+            writeln!(f, "copy         K and V block by block: their rows are a multiple of 4096 bytes apart")?;
+        }
         writeln!(f, "workspace    {} bytes per thread", self.0.workspace_bytes(1))?;
         write!(f, "why          {reason}")
     }

@@ -45,7 +45,8 @@ pub fn row(problem: &Problem<'_>, isa: Isa, [batch, head, query]: [usize; 3]) ->
     let visible: Vec<bool> = (0..keys).map(|key| problem.sees([batch, head, query, key])).collect();
     let n = length(problem, keys, &visible);
     let selects = problem.options.weighting.selects();
-    let divisor = temperature(problem, [batch, head, query], n);
+    // Selection compares scores before the temperature, which is positive: not even an infinite one (ln 1) makes a tie.
+    let divisor = if selects { 1.0 } else { temperature(problem, [batch, head, query], n) };
     let scores: Vec<f64> = (0..keys)
         .map(|key| {
             if !visible[key] {

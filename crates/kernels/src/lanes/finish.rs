@@ -10,7 +10,8 @@ use super::{Lanes, MASKED, Subtile};
 use crate::weighting::{FinishArgs, Kind, MAX_STATE, slot};
 
 impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
-    /// Computes a sub-tile again from its first key, with values kept away from lanes that do not see their key.
+    /// Computes a sub-tile again from its first key, with values kept away from lanes that do not see their key. Reads K and V
+    /// where they lie: a copied block is still in use by the other sub-tiles.
     #[inline(never)]
     pub(super) fn carefully<S: Simd>(&self, s: S, tile: Subtile) {
         self.begin(s, tile);

@@ -90,6 +90,7 @@ impl<const G: usize, const R: usize, const R1: usize> Op for Lanes<'_, G, R, R1>
         let mut first = true;
         loop {
             let next = block.and_then(|block| self.next_block(block));
+            let loaded = block.map(|block| self.load(block));
             for t in 0..subtiles {
                 let tile = self.subtile::<S>(t);
                 let after = |block: Option<KeyBlock>| block.is_none_or(|block| block.first >= self.end_of(tile));
@@ -99,9 +100,9 @@ impl<const G: usize, const R: usize, const R1: usize> Op for Lanes<'_, G, R, R1>
                     continue;
                 }
                 let last = after(next);
-                if let Some(keys) = block {
+                if let Some(keys) = loaded {
                     let streams = if t == 0 {
-                        Self::block_streams(keys)
+                        self.block_streams(keys, next)
                     } else {
                         let following = (first && t + 1 < subtiles).then(|| self.subtile::<S>(t + 1));
                         self.row_streams(tile, following, last)
@@ -145,9 +146,14 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         }
     }
 
-    /// What the first sub-tile asks for: the keys two register tiles ahead, and the values of its own keys.
-    fn block_streams(keys: KeyBlock) -> [Stream; 2] {
-        let ahead = keys.k.wrapping_add(2 * R * keys.k_stride);
+    /// What the first sub-tile asks for: the keys two register tiles ahead, and the values of its own keys; or, if blocks
+    /// are copied, the next one.
+    fn block_streams(&self, keys: KeyBlock, next: Option<KeyBlock>) -> [Stream; 2] {
+        let (keys, ahead) = match (self.head.copy, next) {
+            (false, _) => (keys, keys.k.wrapping_add(2 * R * keys.k_stride)),
+            (true, Some(next)) => (next, next.k),
+            (true, None) => return [Stream::NONE; 2],
+        };
         [
             Stream { data: ahead, stride: keys.k_stride, rows: keys.len },
             Stream { data: keys.v, stride: keys.v_stride, rows: keys.len },
@@ -193,35 +199,38 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         self.block_at(block.first + self.head.key_block)
     }
 
-    /// The block that starts at `first`, copied to scratch if the plan says so; none past the last visible key.
+    /// The block that starts at `first`; none past the last visible key.
     fn block_at(&self, first: usize) -> Option<KeyBlock> {
         let head = self.head;
         let end = head.band.visible(head.first_row + head.rows - 1, head.keys).end;
-        if first >= end {
-            return None;
-        }
-        let len = head.key_block.min(head.keys - first);
-        // SAFETY: the keys exist; the layout has room for a block of each if it is copied.
-        unsafe {
-            let k = head.k.add(first * head.k_stride);
-            let v = head.v.add(first * head.v_stride);
-            if !head.copy {
-                return Some(KeyBlock { first, len, k, k_stride: head.k_stride, v, v_stride: head.v_stride });
-            }
-            let keys = self.scratch.add(self.layout.keys);
-            let values = self.scratch.add(self.layout.values);
-            for key in 0..len.min(end - first) {
-                keys.add(key * head.d).copy_from_nonoverlapping(k.add(key * head.k_stride), head.d);
-                values.add(key * head.d_v).copy_from_nonoverlapping(v.add(key * head.v_stride), head.d_v);
-            }
-            Some(KeyBlock {
+        // SAFETY: the keys exist.
+        (first < end).then(|| unsafe {
+            KeyBlock {
                 first,
-                len: len.min(end - first),
-                k: keys,
-                k_stride: head.d,
-                v: values,
-                v_stride: head.d_v,
-            })
+                len: head.key_block.min(head.keys - first),
+                k: head.k.add(first * head.k_stride),
+                k_stride: head.k_stride,
+                v: head.v.add(first * head.v_stride),
+                v_stride: head.v_stride,
+            }
+        })
+    }
+
+    /// The block where it can be read well: copied to scratch if the plan says so.
+    fn load(&self, block: KeyBlock) -> KeyBlock {
+        let head = self.head;
+        if !head.copy {
+            return block;
+        }
+        // SAFETY: the keys of the block exist, and the layout has room for one block of K and of V.
+        unsafe {
+            let k = self.scratch.add(self.layout.keys);
+            let v = self.scratch.add(self.layout.values);
+            for key in 0..block.len {
+                k.add(key * head.d).copy_from_nonoverlapping(block.k.add(key * block.k_stride), head.d);
+                v.add(key * head.d_v).copy_from_nonoverlapping(block.v.add(key * block.v_stride), head.d_v);
+            }
+            KeyBlock { k, k_stride: head.d, v, v_stride: head.d_v, ..block }
         }
     }
 

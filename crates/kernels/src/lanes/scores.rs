@@ -127,13 +127,6 @@ impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Scor
                     c += LINE;
                 }
             }
-            while c + 4 <= self.d {
-                for i in 0..4 {
-                    self.step::<S, T>(s, k.add(c + i), q, &mut acc);
-                    q = q.add(self.lanes);
-                }
-                c += 4;
-            }
             while c < self.d {
                 self.step::<S, T>(s, k.add(c), q, &mut acc);
                 q = q.add(self.lanes);
