@@ -88,13 +88,14 @@ fn bshd_strides([_, heads, rows, columns]: [usize; 4]) -> Option<[usize; 4]> {
 /// Elements from the start of the slice to the end of the tensor's last element; 0 for a tensor without elements.
 fn reach(shape: [usize; 4], strides: [usize; 4]) -> Result<usize, ViewError> {
     let overflow = ViewError::Overflow { shape };
-    // The number of elements is checked too: sizes are computed from shapes without strides elsewhere.
-    let elements = shape.iter().try_fold(1_usize, |product, size| product.checked_mul(*size));
-    if shape.contains(&0) {
-        return Ok(0);
-    }
+    // The number of elements is checked too, and without the zeros: sizes are computed from parts of shapes elsewhere.
+    let sizes = shape.iter().filter(|size| **size > 0);
+    let elements = sizes.copied().try_fold(1_usize, usize::checked_mul);
     if elements.is_none_or(|elements| elements > isize::MAX as usize / 8) {
         return Err(overflow);
+    }
+    if shape.contains(&0) {
+        return Ok(0);
     }
     let mut last = 0_usize;
     for (size, stride) in shape.into_iter().zip(strides) {
@@ -277,6 +278,7 @@ mod tests {
         assert!(View::strided(&data[..19], [1, 1, 4, 4], [99, 99, 5, 1]).is_ok());
         assert!(View::strided(&data[..18], [1, 1, 4, 4], [99, 99, 5, 1]).is_err());
         assert!(View::bhsd(&data[..0], [3, 0, usize::MAX, 4]).is_err());
+        assert!(View::strided(&data[..0], [1 << 40, 1 << 40, 0, 8], [0, 0, 0, 1]).is_err());
         assert!(View::bhsd(&data[..0], [3, 0, 7, 4]).is_ok());
         assert!(matches!(View::bhsd(&data, [usize::MAX, 2, 3, 4]), Err(ViewError::Overflow { .. })));
         assert!(matches!(

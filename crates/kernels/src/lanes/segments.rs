@@ -54,6 +54,9 @@ impl Segments {
     /// Ends are rounded outward to multiples of `granule` from the start of the block, which keeps register tiles whole
     /// and the order of summation independent of where a row falls in a sub-tile; what is too much is masked.
     /// `tensor` says that a mask tensor may hide any pair.
+    ///
+    /// N.B. Computing all vectors of lanes for every key, with one contiguous range per block, is half the code. It costs
+    /// 0.5 % at 512 x 512 causal with d 128, and 2.5 % with d 64.
     pub(crate) fn new(
         band: Band,
         tensor: bool,
