@@ -5,7 +5,7 @@ use regard_simd::Simd;
 use super::accumulate::Accumulate;
 use super::careful::AccumulateSeen;
 use super::modify::{Modify, Visibility, has_terms};
-use super::scores::{Scores, Stream};
+use super::scores::{Scores, Streams};
 use super::segments::{Segment, Segments};
 use super::{KeyBlock, Lanes, MASKED, Subtile};
 use crate::weighting::{Block, Step};
@@ -14,7 +14,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
     /// One key block against one sub-tile. `careful` keeps values away from lanes that do not see their key; otherwise
     /// they are multiplied by a weight of zero, which is the same unless they are NaN or Inf.
     #[inline(always)]
-    pub(super) fn block<S: Simd>(&self, s: S, tile: Subtile, keys: KeyBlock, careful: bool, streams: [Stream; 2]) {
+    pub(super) fn block<S: Simd>(&self, s: S, tile: Subtile, keys: KeyBlock, careful: bool, streams: Streams) {
         let head = self.head;
         let functions = head.weighting.functions;
         let lanes = G * S::LANES;
@@ -116,13 +116,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
 
     /// Final scores of one key block against one sub-tile, with their maximum; none if no row sees any of it.
     #[inline(always)]
-    pub(super) fn scores<S: Simd>(
-        &self,
-        s: S,
-        tile: Subtile,
-        keys: KeyBlock,
-        streams: [Stream; 2],
-    ) -> Option<Segments> {
+    pub(super) fn scores<S: Simd>(&self, s: S, tile: Subtile, keys: KeyBlock, streams: Streams) -> Option<Segments> {
         let head = self.head;
         let lanes = G * S::LANES;
         let ordered = head.weighting.functions.ordered;
@@ -201,11 +195,11 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         keys: KeyBlock,
         segment: Segment,
         take_max: bool,
-        streams: [Stream; 2],
+        streams: Streams,
     ) {
         let lanes = G * S::LANES;
-        let streams = streams.map(|stream| stream.from(segment.key));
-        let prefetch = streams.iter().any(|stream| stream.rows > 0);
+        let prefetch = segment.key < streams.rows();
+        let streams = streams.starting(segment.key);
         macro_rules! product {
             ($group:expr, $g:expr, $r:expr, $max:literal, $prefetch:literal) => {{
                 // SAFETY: segments lie within the block and the sub-tile.

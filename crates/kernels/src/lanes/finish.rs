@@ -5,7 +5,7 @@ use regard_simd::math::LOG2_E;
 
 use super::careful::AddTies;
 use super::pack::Unpack;
-use super::scores::Stream;
+use super::scores::Streams;
 use super::{Lanes, MASKED, Subtile};
 use crate::weighting::{FinishArgs, Kind, MAX_STATE, slot};
 
@@ -17,7 +17,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         self.begin(s, tile);
         let mut block = self.first_block();
         while let Some(keys) = block {
-            self.block(s, tile, keys, true, [Stream::NONE; 2]);
+            self.block(s, tile, keys, true, Streams::NONE);
             block = self.next_block(keys);
         }
         self.finish(s, tile);
@@ -123,7 +123,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
             let (scores, _, _, _) = self.block_arrays();
             let mut block = self.first_block();
             while let Some(keys) = block {
-                if let Some(segments) = self.scores(s, tile, keys, [Stream::NONE; 2]) {
+                if let Some(segments) = self.scores(s, tile, keys, Streams::NONE) {
                     s.vectorize(AddTies {
                         head,
                         segments: segments.as_slice(),

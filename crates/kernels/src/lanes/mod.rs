@@ -37,7 +37,7 @@ use regard_simd::{Op, Simd};
 use self::args::Head;
 use self::modify::has_terms;
 use self::pack::Pack;
-use self::scores::Stream;
+use self::scores::{Stream, Streams};
 use self::scratch::Layout;
 use self::segments::Rows;
 pub use self::segments::Segment;
@@ -91,6 +91,7 @@ impl<const G: usize, const R: usize, const R1: usize> Op for Lanes<'_, G, R, R1>
         loop {
             let next = block.and_then(|block| self.next_block(block));
             let loaded = block.map(|block| self.load(block));
+            let mut cold = true;
             for t in 0..subtiles {
                 let tile = self.subtile::<S>(t);
                 let after = |block: Option<KeyBlock>| block.is_none_or(|block| block.first >= self.end_of(tile));
@@ -101,12 +102,13 @@ impl<const G: usize, const R: usize, const R1: usize> Op for Lanes<'_, G, R, R1>
                 }
                 let last = after(next);
                 if let Some(keys) = loaded {
-                    let streams = if t == 0 {
+                    let following = (t + 1 < subtiles).then(|| self.subtile::<S>(t + 1));
+                    let streams = if cold {
                         self.block_streams(keys, next)
                     } else {
-                        let following = (first && t + 1 < subtiles).then(|| self.subtile::<S>(t + 1));
-                        self.row_streams(tile, following, last)
+                        self.row_streams(tile, following, keys, first, last)
                     };
+                    cold = false;
                     self.block(s, tile, keys, false, streams);
                 }
                 if last && !self.finish(s, tile) {
@@ -146,41 +148,50 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         }
     }
 
-    /// What the first sub-tile asks for: the keys two register tiles ahead, and the values of its own keys; or, if blocks
-    /// are copied, the next one.
-    fn block_streams(&self, keys: KeyBlock, next: Option<KeyBlock>) -> [Stream; 2] {
+    /// What the first sub-tile of a block asks for: the keys two register tiles ahead, and the values of its own keys; or,
+    /// if blocks are copied, the next one.
+    fn block_streams(&self, keys: KeyBlock, next: Option<KeyBlock>) -> Streams {
         let (keys, ahead) = match (self.head.copy, next) {
             (false, _) => (keys, keys.k.wrapping_add(2 * R * keys.k_stride)),
             (true, Some(next)) => (next, next.k),
-            (true, None) => return [Stream::NONE; 2],
+            (true, None) => return Streams::NONE,
         };
-        [
-            Stream { data: ahead, stride: keys.k_stride, rows: keys.len },
-            Stream { data: keys.v, stride: keys.v_stride, rows: keys.len },
-        ]
+        let k = Stream { data: ahead, stride: keys.k_stride, rows: keys.len };
+        let v = Stream { data: keys.v, stride: keys.v_stride, rows: keys.len };
+        Streams::new([[k, v], [Stream::NONE; 2]])
     }
 
-    /// What the other sub-tiles ask for: the queries of the sub-tile to be packed next, and, in their last block, their own
-    /// output rows.
-    fn row_streams(&self, tile: Subtile, following: Option<Subtile>, last: bool) -> [Stream; 2] {
+    /// What the other sub-tiles ask for: keys and values that only the following sub-tile sees, its queries if it is to be
+    /// packed next, and, in their own last block, their output rows.
+    fn row_streams(
+        &self,
+        tile: Subtile,
+        following: Option<Subtile>,
+        keys: KeyBlock,
+        first: bool,
+        last: bool,
+    ) -> Streams {
         let head = self.head;
         let row = |tile: Subtile| tile.rows.first - head.first_row;
-        let queries = following.map_or(Stream::NONE, |tile| Stream {
-            data: head.q.wrapping_add(row(tile) * head.q_stride),
-            stride: head.q_stride,
-            rows: tile.rows.rows,
-        });
         let outputs = Stream {
             data: head.out.wrapping_add(row(tile) * head.out_stride),
             stride: head.out_stride,
             rows: if last { tile.rows.rows } else { 0 },
         };
-        // One of them twice costs nothing; nowhere would be looked up in vain.
-        match (queries.rows, outputs.rows) {
-            (0, _) => [outputs; 2],
-            (_, 0) => [queries; 2],
-            _ => [queries, outputs],
-        }
+        let Some(following) = following else { return Streams::new([[outputs; 2], [Stream::NONE; 2]]) };
+        let queries = Stream {
+            data: head.q.wrapping_add(row(following) * head.q_stride),
+            stride: head.q_stride,
+            rows: if first { following.rows.rows } else { 0 },
+        };
+        let seen = |tile: Subtile| self.end_of(tile).clamp(keys.first, keys.first + keys.len) - keys.first;
+        let (from, to) = (seen(tile), seen(following));
+        let new = |data: *const f32, stride: usize| Stream {
+            data: data.wrapping_add(from * stride),
+            stride,
+            rows: if head.copy { 0 } else { to.saturating_sub(from) },
+        };
+        Streams::new([[new(keys.k, keys.k_stride), new(keys.v, keys.v_stride)], [queries, outputs]])
     }
 
     /// One past the last key that a row of the sub-tile sees.

@@ -13,7 +13,7 @@ const LINE: usize = 16;
 /// `R` keys share each load of a query vector; the registers hold `R * G` accumulators, `G` query vectors and one
 /// broadcast.
 ///
-/// With `PREFETCH`, the loop also asks for the lines of two streams, one of each for every 16 multiply-adds or so. Spread
+/// With `PREFETCH`, the loop also asks for the lines of two streams at a time, one of each for every 16 multiply-adds or so. Spread
 /// out like that it hides the way from memory and from the third-level cache; the same requests as a burst only move
 /// the wait.
 pub(crate) struct Scores<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> {
@@ -31,7 +31,7 @@ pub(crate) struct Scores<const G: usize, const R: usize, const MAX: bool, const 
     pub(crate) lanes: usize,
     pub(crate) keys: usize,
     pub(crate) d: usize,
-    pub(crate) streams: [Stream; 2],
+    pub(crate) streams: Streams,
 }
 
 /// Rows that are needed soon: one is asked for with each key.
@@ -48,11 +48,58 @@ pub(crate) struct Stream {
 impl Stream {
     /// No rows.
     pub(crate) const NONE: Self = Self { data: std::ptr::null(), stride: 0, rows: 0 };
+}
 
-    /// The stream from row `first` on.
-    pub(crate) fn from(self, first: usize) -> Self {
-        let data = self.data.wrapping_add(first * self.stride);
-        Self { data, rows: self.rows.saturating_sub(first), ..self }
+/// Pairs of streams, one pair after the other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Streams {
+    /// The pairs. In a pair, both streams have rows or neither has.
+    pub(crate) pairs: [[Stream; 2]; 2],
+    /// The key of the block that asks for the first rows.
+    pub(crate) start: usize,
+}
+
+impl Streams {
+    /// Nothing.
+    pub(crate) const NONE: Self = Self { pairs: [[Stream::NONE; 2]; 2], start: 0 };
+
+    /// The pairs of these streams. A stream without rows is replaced by the other one of its pair: asking twice costs
+    /// nothing, and nowhere would be looked up in vain.
+    pub(crate) fn new(pairs: [[Stream; 2]; 2]) -> Self {
+        let pairs = pairs.map(|[a, b]| {
+            if a.rows == 0 {
+                [b, b]
+            } else if b.rows == 0 {
+                [a, a]
+            } else {
+                [a, b]
+            }
+        });
+        Self { pairs, start: 0 }
+    }
+
+    /// The same, asked for by keys from `key` on.
+    pub(crate) fn starting(self, key: usize) -> Self {
+        Self { start: self.start + key, ..self }
+    }
+
+    /// Rows in all.
+    pub(crate) fn rows(&self) -> usize {
+        self.pairs[0][0].rows + self.pairs[1][0].rows
+    }
+
+    /// The pair that `key` asks for, and the row.
+    #[inline(always)]
+    fn at(&self, key: usize) -> Option<([Stream; 2], usize)> {
+        let row = self.start + key;
+        let [first, second] = self.pairs;
+        if row < first[0].rows {
+            Some((first, row))
+        } else if row - first[0].rows < second[0].rows {
+            Some((second, row - first[0].rows))
+        } else {
+            None
+        }
     }
 }
 
@@ -109,15 +156,13 @@ impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Scor
             let k = self.k.add(key * self.k_stride);
             let mut q = self.q;
             let mut c = 0;
-            let [first, second] = &self.streams;
-            if PREFETCH && key < first.rows.max(second.rows) {
-                let mut first = first.data.wrapping_add(key * first.stride);
-                let mut second = second.data.wrapping_add(key * second.stride);
+            if PREFETCH && let Some((pair, row)) = self.streams.at(key) {
+                let [mut first, mut second] = pair.map(|stream| stream.data.wrapping_add(row * stream.stride));
                 // 16 columns, a cache line, are shared out among the rows of the tile.
                 while c + LINE <= self.d {
                     for r in 0..T {
-                        s.prefetch(first.wrapping_add(r * self.streams[0].stride));
-                        s.prefetch(second.wrapping_add(r * self.streams[1].stride));
+                        s.prefetch(first.wrapping_add(r * pair[0].stride));
+                        s.prefetch(second.wrapping_add(r * pair[1].stride));
                         for i in r * LINE / T..(r + 1) * LINE / T {
                             self.step::<S, T>(s, k.add(c + i), q, &mut acc);
                             q = q.add(self.lanes);
