@@ -191,7 +191,7 @@ fn shared_out(problem: &Problem<'_>, mut query_block: usize, tile_rows: usize) -
 
 /// Threads wait for the last task: with this many, not for long on the cores of a small machine. Not the number of
 /// threads, as a plan does not depend on who runs it.
-const FEW_TASKS: usize = 16;
+const FEW_TASKS: usize = 8;
 
 fn check_outputs(
     problem: &Problem<'_>,
