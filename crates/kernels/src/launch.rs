@@ -12,7 +12,7 @@ use regard_simd::Level;
 use crate::lanes::args::{Alibi, Count, Head, RowRules, Schedule, Shift, Temperature, Weigh};
 use crate::lanes::scratch::{Layout, Sizes};
 use crate::mask::{Band, Matrix};
-use crate::table::{Kernel, kernels};
+use crate::table::{KEY_BLOCKS, Kernel, kernels};
 use crate::view::{View, ViewMut};
 use crate::weighting::AnyWeighting;
 
@@ -211,7 +211,11 @@ fn check(call: &Call<'_>, choice: &Choice, outputs: &Outputs<'_>) {
     }
     assert!(outputs.lse.as_ref().is_none_or(|lse| lse.len() == rows), "log-sum-exp");
     assert!(kernels(choice.level).iter().any(|kernel| std::ptr::eq(kernel, choice.kernel)), "kernel of another level");
-    assert!(choice.key_block >= 2 && choice.key_block.is_multiple_of(2), "key block {}", choice.key_block);
+    assert!(
+        KEY_BLOCKS.contains(&choice.key_block) && choice.key_block.is_multiple_of(2),
+        "key block {}",
+        choice.key_block
+    );
     assert!(choice.query_block > 0, "query block");
 }
 

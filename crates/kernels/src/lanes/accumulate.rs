@@ -1,23 +1,22 @@
-//! The value product `O^T += V^T P` of one key range and one sub-tile, queries in lanes.
+//! The value product `O^T = alpha O^T + V^T P` of one key range and one sub-tile, queries in lanes.
 
 use regard_simd::{Op, Simd};
 
-/// Adds `weights[key][lane] * v[key][c]` over `keys` keys to `out[c][lane]`, after multiplying `out` by `alpha`; or sets
-/// `out` to the sum.
+/// The sum of `weights[key][lane] * v[key][c]` over `keys` keys, added to `out[c][lane]` times `alpha`; or written to `out`.
 ///
-/// One output element is one chain of multiply-adds over the keys in ascending order, whatever the tile. `C` columns of
-/// V share each load of a weight vector; `out` stays in registers over the whole key range, and the rescaling of the
-/// online softmax rides on its one load.
+/// One sum is one chain of multiply-adds over the keys in ascending order, whatever the tile. `C` columns of
+/// V share each load of a weight vector; the sums stay in registers over the whole key range, and the rescaling of the
+/// online softmax rides on the one addition to `out`.
 pub(crate) struct Accumulate<const G: usize, const C: usize> {
-    /// Weights `[key][lanes]`, at the first lane of this group.
+    /// Weights `[key][lanes]`.
     pub(crate) weights: *const f32,
     /// Row-major values.
     pub(crate) v: *const f32,
     /// Elements from one key's values to the next's.
     pub(crate) v_stride: usize,
-    /// Transposed output `[d_v][lanes]`, at the first lane of this group.
+    /// Transposed output `[d_v][lanes]`.
     pub(crate) out: *mut f32,
-    /// Factor per lane, at the first lane of this group; null for 1.
+    /// Factor per lane; null for 1.
     pub(crate) alpha: *const f32,
     /// Whether `out` holds nothing yet.
     pub(crate) fresh: bool,
@@ -64,21 +63,6 @@ impl<const G: usize, const C: usize> Accumulate<G, C> {
         // `weights` and `out` have `lanes >= G * LANES`.
         unsafe {
             let out = self.out.add(column * self.lanes);
-            if !self.fresh {
-                for c in 0..T {
-                    for g in 0..G {
-                        acc[c][g] = s.load(out.add(c * self.lanes + g * S::LANES));
-                    }
-                }
-            }
-            if !self.fresh && !self.alpha.is_null() {
-                for g in 0..G {
-                    let alpha = s.load(self.alpha.add(g * S::LANES));
-                    for c in 0..T {
-                        acc[c][g] = s.mul(acc[c][g], alpha);
-                    }
-                }
-            }
             let mut v = self.v.add(column);
             let mut weights = self.weights;
             for _ in 0..self.keys {
@@ -95,9 +79,12 @@ impl<const G: usize, const C: usize> Accumulate<G, C> {
                 v = v.wrapping_add(self.v_stride);
                 weights = weights.wrapping_add(self.lanes);
             }
-            for c in 0..T {
-                for g in 0..G {
-                    s.store(out.add(c * self.lanes + g * S::LANES), acc[c][g]);
+            for g in 0..G {
+                let alpha = if self.alpha.is_null() { s.splat(1.0) } else { s.load(self.alpha.add(g * S::LANES)) };
+                for c in 0..T {
+                    let out = out.add(c * self.lanes + g * S::LANES);
+                    let sum = if self.fresh { acc[c][g] } else { s.mul_add(s.load(out), alpha, acc[c][g]) };
+                    s.store(out, sum);
                 }
             }
         }

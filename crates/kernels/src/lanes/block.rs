@@ -7,7 +7,7 @@ use super::careful::AccumulateSeen;
 use super::modify::{Modify, Visibility, has_terms};
 use super::scores::{Scores, Streams};
 use super::segments::{Segment, Segments};
-use super::{KeyBlock, Lanes, MASKED, Subtile};
+use super::{KeyBlock, Lanes, MASKED, Subtile, WRITTEN};
 use crate::weighting::{Block, Step};
 
 impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
@@ -25,7 +25,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
             scores,
             lanes,
             segments: segments.as_slice(),
-            groups: segments.groups(),
+            vectors: Self::vectors::<S>(tile),
             visible,
             first_key: keys.first,
             max,
@@ -39,78 +39,27 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         if step == Step::Skip {
             return;
         }
-        let rescale = step == Step::Rescale;
-        let mut rest = segments.as_slice();
-        while let Some((segment, _)) = rest.split_first() {
-            // What was cut by the mask alone goes in one piece: each piece loads and stores all outputs.
-            let joined = if careful { 1 } else { segment.run_of_same_groups(rest) };
-            let whole = Segment { keys: rest[..joined].iter().map(|s| s.keys).sum(), ..*segment };
-            rest = &rest[joined..];
-            let at = segment.group * S::LANES;
-            // SAFETY: segments lie within the block and the sub-tile.
-            unsafe {
-                let add = Add {
-                    fresh: self.touch::<S>(tile, whole),
-                    weights: scores.add(segment.key * lanes + at),
-                    v: keys.v.add(segment.key * keys.v_stride),
-                    out: tile.outputs.add(at),
-                    alpha: if rescale { alpha.add(at) } else { std::ptr::null() },
-                };
-                if careful && segment.masked {
-                    // Only rescales.
-                    self.accumulate(s, keys, Segment { keys: 0, ..whole }, add);
-                    s.vectorize(AccumulateSeen {
-                        segment: *segment,
-                        visible,
-                        weights: scores,
-                        v: keys.v,
-                        v_stride: keys.v_stride,
-                        out: tile.outputs,
-                        lanes,
-                        d_v: head.d_v,
-                    });
-                } else {
-                    self.accumulate(s, keys, whole, add);
-                }
-                if rescale && !rest.is_empty() {
-                    // Each vector of lanes is rescaled once in a block.
-                    for lane in at..at + segment.groups * S::LANES {
-                        *alpha.add(lane) = 1.0;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Notes that the vectors of lanes of a segment receive outputs. Gives whether none of them has any yet; if only some
-    /// have, the others are set to zero.
-    ///
-    /// # Safety
-    /// The segment is of the sub-tile.
-    #[inline(always)]
-    unsafe fn touch<S: Simd>(&self, tile: Subtile, segment: Segment) -> bool {
-        let groups = ((1 << segment.groups) - 1) << segment.group;
-        // SAFETY: the arrays are as the layout says.
-        unsafe {
-            let fresh = groups & !*tile.touched;
-            *tile.touched |= groups;
-            if fresh != groups && fresh != 0 {
-                self.clear::<S>(tile, fresh);
-            }
-            fresh == groups
-        }
-    }
-
-    /// Sets the outputs of some vectors of lanes to zero.
-    ///
-    /// # Safety
-    /// The vectors are of the sub-tile.
-    pub(super) unsafe fn clear<S: Simd>(&self, tile: Subtile, groups: u64) {
-        for group in (0..G).filter(|group| groups >> group & 1 == 1) {
-            for c in 0..self.head.d_v {
-                // SAFETY: the outputs have `d_v` rows of `G * LANES`.
-                unsafe { tile.outputs.add((c * G + group) * S::LANES).write_bytes(0, S::LANES) };
-            }
+        let alpha = if step == Step::Rescale { alpha.cast_const() } else { std::ptr::null() };
+        // SAFETY: the layout has room for it.
+        let fresh = unsafe { *tile.touched & WRITTEN == 0 };
+        // SAFETY: as above.
+        unsafe { *tile.touched |= WRITTEN };
+        if careful {
+            s.vectorize(AccumulateSeen {
+                segments: segments.as_slice(),
+                vectors: Self::vectors::<S>(tile),
+                visible,
+                weights: scores,
+                v: keys.v,
+                v_stride: keys.v_stride,
+                out: tile.outputs,
+                alpha,
+                fresh,
+                lanes,
+                d_v: head.d_v,
+            });
+        } else {
+            self.accumulate(s, tile, keys, &segments, alpha, fresh);
         }
     }
 
@@ -124,7 +73,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
             Segments::new(head.band, head.keep.is_some(), tile.rows, keys.first, keys.len, head.keys, Self::GRANULE);
         // SAFETY: the layout has room for the arrays.
         let (scores, max, _, visible) = unsafe { self.block_arrays() };
-        if segments.as_slice().iter().any(|segment| segment.masked) {
+        if segments.masked() {
             let some = s.vectorize(Visibility {
                 head,
                 rows: tile.rows,
@@ -152,10 +101,11 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
             let take_max = ordered && !segment.masked && !terms;
             self.score_product(s, tile, keys, *segment, take_max, streams);
         }
-        if terms || (ordered && segments.as_slice().iter().any(|segment| segment.masked)) {
+        if terms || (ordered && segments.masked()) {
             s.vectorize(Modify {
                 head,
                 rows: tile.rows,
+                vectors: Self::vectors::<S>(tile),
                 segments: segments.as_slice(),
                 first_key: keys.first,
                 scores,
@@ -201,17 +151,16 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         let prefetch = segment.key < streams.rows();
         let streams = streams.starting(segment.key);
         macro_rules! product {
-            ($group:expr, $g:expr, $r:expr, $max:literal, $prefetch:literal) => {{
-                // SAFETY: segments lie within the block and the sub-tile.
+            ($vectors:expr, $keys:expr, $max:literal, $prefetch:literal) => {{
+                // SAFETY: segments lie within the block.
                 unsafe {
                     let (scores, max, _, _) = self.block_arrays();
-                    let at = $group * S::LANES;
-                    s.vectorize(Scores::<{ $g }, { $r }, $max, $prefetch> {
-                        q: tile.queries.add(at),
+                    s.vectorize(Scores::<{ $vectors }, { $keys }, $max, $prefetch> {
+                        q: tile.queries,
                         k: keys.k.add(segment.key * keys.k_stride),
                         k_stride: keys.k_stride,
-                        scores: scores.add(segment.key * lanes + at),
-                        max: max.add(at),
+                        scores: scores.add(segment.key * lanes),
+                        max,
                         lanes,
                         keys: segment.keys,
                         d: self.head.d,
@@ -220,48 +169,54 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
                 }
             }};
         }
-        if segment.groups == G {
-            match (take_max, prefetch) {
-                (true, true) => product!(segment.group, G, R, true, true),
-                (true, false) => product!(segment.group, G, R, true, false),
-                (false, true) => product!(segment.group, G, R, false, true),
-                (false, false) => product!(segment.group, G, R, false, false),
-            }
-        } else {
-            for group in segment.group..segment.group + segment.groups {
-                match take_max {
-                    true => product!(group, 1, R1, true, false),
-                    false => product!(group, 1, R1, false, false),
-                }
-            }
+        match (Self::vectors::<S>(tile) == G, take_max, prefetch) {
+            (true, true, true) => product!(G, R, true, true),
+            (true, true, false) => product!(G, R, true, false),
+            (true, false, true) => product!(G, R, false, true),
+            (true, false, false) => product!(G, R, false, false),
+            (false, true, true) => product!(1, R1, true, true),
+            (false, true, false) => product!(1, R1, true, false),
+            (false, false, true) => product!(1, R1, false, true),
+            (false, false, false) => product!(1, R1, false, false),
         }
     }
 
-    /// The value product of one segment, by the register tile for its number of vectors.
+    /// The value product of one block, by the register tile for the number of vectors.
     #[inline(always)]
-    fn accumulate<S: Simd>(&self, s: S, keys: KeyBlock, segment: Segment, add: Add) {
-        let Add { fresh, weights, v, out, alpha } = add;
-        let (lanes, v_stride, d_v, keys) = (G * S::LANES, keys.v_stride, self.head.d_v, segment.keys);
-        if segment.groups == G {
-            s.vectorize(Accumulate::<G, R> { weights, v, v_stride, out, alpha, fresh, lanes, keys, d_v });
+    fn accumulate<S: Simd>(
+        &self,
+        s: S,
+        tile: Subtile,
+        block: KeyBlock,
+        segments: &Segments,
+        alpha: *const f32,
+        fresh: bool,
+    ) {
+        let lanes = G * S::LANES;
+        let (key, keys) = segments.whole();
+        macro_rules! product {
+            ($vectors:expr, $columns:expr) => {{
+                // SAFETY: segments lie within the block.
+                unsafe {
+                    let (scores, _, _, _) = self.block_arrays();
+                    s.vectorize(Accumulate::<{ $vectors }, { $columns }> {
+                        weights: scores.add(key * lanes),
+                        v: block.v.add(key * block.v_stride),
+                        v_stride: block.v_stride,
+                        out: tile.outputs,
+                        alpha,
+                        fresh,
+                        lanes,
+                        keys,
+                        d_v: self.head.d_v,
+                    });
+                }
+            }};
+        }
+        if Self::vectors::<S>(tile) == G {
+            product!(G, R);
         } else {
-            for group in 0..segment.groups {
-                let at = group * S::LANES;
-                let weights = weights.wrapping_add(at);
-                let out = out.wrapping_add(at);
-                let alpha = if alpha.is_null() { alpha } else { alpha.wrapping_add(at) };
-                s.vectorize(Accumulate::<1, R1> { weights, v, v_stride, out, alpha, fresh, lanes, keys, d_v });
-            }
+            product!(1, R1);
         }
     }
-}
-
-/// Where the value product of one segment reads and writes.
-#[derive(Clone, Copy)]
-struct Add {
-    fresh: bool,
-    weights: *const f32,
-    v: *const f32,
-    out: *mut f32,
-    alpha: *const f32,
 }

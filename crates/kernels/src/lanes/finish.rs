@@ -6,7 +6,7 @@ use regard_simd::math::LOG2_E;
 use super::careful::AddTies;
 use super::pack::Unpack;
 use super::scores::Streams;
-use super::{Lanes, MASKED, Subtile};
+use super::{Lanes, MASKED, Subtile, WRITTEN};
 use crate::weighting::{FinishArgs, Kind, MAX_STATE, slot};
 
 impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
@@ -37,13 +37,15 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         unsafe {
             let out = head.out.add(first * head.out_stride);
             match functions.kind {
-                Kind::OneRow => self.copy_rows(tile, out),
+                Kind::OneRow => self.copy_rows::<S>(tile, out),
                 Kind::TiedRows => {
-                    self.copy_rows(tile, out);
+                    self.copy_rows::<S>(tile, out);
                     self.average_ties(s, tile, out);
                 }
                 Kind::Weighted => {
-                    self.clear::<S>(tile, !*tile.touched);
+                    if *tile.touched & WRITTEN == 0 {
+                        tile.outputs.write_bytes(0, head.d_v * lanes);
+                    }
                     masked = *tile.touched & MASKED != 0;
                     let (_, _, factor, _) = self.block_arrays();
                     let sink = head.sink.map_or(f32::NEG_INFINITY, |sink| sink * LOG2_E);
@@ -73,9 +75,9 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
     ///
     /// # Safety
     /// The state of the sub-tile is that of [`crate::weighting::Hard`], and `out` is the output row of lane 0.
-    unsafe fn copy_rows(&self, tile: Subtile, out: *mut f32) {
+    unsafe fn copy_rows<S: Simd>(&self, tile: Subtile, out: *mut f32) {
         let head = self.head;
-        let lanes = self.lanes_of(tile);
+        let lanes = G * S::LANES;
         for lane in 0..tile.rows.rows {
             // SAFETY: the caller's contract; the key was found among the keys of the sequence.
             unsafe {
@@ -91,10 +93,6 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
                 }
             }
         }
-    }
-
-    fn lanes_of(&self, tile: Subtile) -> usize {
-        G * tile.rows.lanes
     }
 
     /// Replaces the output rows of lanes that have ties by the mean of the tied rows of V: a second pass over the scores,

@@ -9,7 +9,7 @@
 //!         scores   S^T = K Q^T                  registers: keys x vectors of lanes
 //!         modify   soft-cap, bias, mask         only where there is any
 //!         weigh    scores to weights, in place  the weighting's own code
-//!         add      O^T = alpha O^T + V^T P      registers: columns of V x vectors of lanes
+//!         add      O^T = alpha O^T + (V^T P)    registers: columns of V x vectors of lanes
 //! multiply by the row's factor and turn the output back into rows
 //! ```
 //!
@@ -17,7 +17,8 @@
 //! so there is no horizontal reduction; the score tile stays in the first-level cache, the packed queries and outputs of
 //! all sub-tiles and one block of K and V in the second.
 //!
-//! A row's bits depend on its own visible keys, the block size and the level: not on its place in a tile, on the other
+//! Each block is summed from zero and then added: over long rows small weights add up among themselves before they meet a
+//! large sum. A row's bits depend on its own visible keys, the block size and the level: not on its place in a tile, on the other
 //! rows, or on who computes it. Blocks lie on a grid from key 0, and a masked key adds exactly nothing.
 
 mod accumulate;
@@ -51,8 +52,11 @@ pub(crate) struct Lanes<'a, const G: usize, const R: usize, const R1: usize> {
     pub(crate) layout: Layout,
 }
 
+/// The bit of [`Subtile::touched`] that says that outputs were written.
+const WRITTEN: u64 = 1;
+
 /// The bit of [`Subtile::touched`] that says that a mask has cut some block.
-const MASKED: u64 = 1 << 63;
+const MASKED: u64 = 2;
 
 /// The arrays of one sub-tile.
 #[derive(Clone, Copy)]
@@ -64,7 +68,7 @@ struct Subtile {
     gain: *mut f32,
     shift: *mut f32,
     out_factor: *mut f32,
-    /// One bit for each vector of lanes whose outputs were written.
+    /// What has happened to the outputs: [`WRITTEN`], [`MASKED`].
     touched: *mut u64,
 }
 
@@ -136,7 +140,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         // SAFETY: the layout has room for every sub-tile.
         unsafe {
             Subtile {
-                rows: Rows { first: head.first_row + first, rows: (head.rows - first).min(lanes), lanes: S::LANES },
+                rows: Rows { first: head.first_row + first, rows: (head.rows - first).min(lanes) },
                 queries: self.scratch.add(layout.queries + first * head.d),
                 outputs: self.scratch.add(layout.outputs + first * head.d_v),
                 state: self.scratch.add(layout.state + first * head.weighting.functions.state),
@@ -192,6 +196,12 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
             rows: if head.copy { 0 } else { to.saturating_sub(from) },
         };
         Streams::new([[new(keys.k, keys.k_stride), new(keys.v, keys.v_stride)], [queries, outputs]])
+    }
+
+    /// The vectors of lanes to compute: one if it holds all rows, else all.
+    #[inline(always)]
+    fn vectors<S: Simd>(tile: Subtile) -> usize {
+        if tile.rows.rows <= S::LANES { 1 } else { G }
     }
 
     /// One past the last key that a row of the sub-tile sees.

@@ -12,6 +12,8 @@ use super::segments::{Rows, Segment, lanes_of};
 pub(crate) struct Modify<'a> {
     pub(crate) head: &'a Head<'a>,
     pub(crate) rows: Rows,
+    /// Vectors of lanes.
+    pub(crate) vectors: usize,
     pub(crate) segments: &'a [Segment],
     /// Index of the block's first key in the sequence.
     pub(crate) first_key: usize,
@@ -43,10 +45,10 @@ impl Op for Modify<'_> {
             if !(terms || self.ordered && segment.masked) {
                 continue;
             }
-            for group in segment.group..segment.group + segment.groups {
+            for vector in 0..self.vectors {
                 for key in (segment.key..segment.key + segment.keys).step_by(S::LANES) {
                     let keys = (segment.key + segment.keys - key).min(S::LANES);
-                    self.chunk::<S>(s, segment.masked, group, key, keys);
+                    self.chunk::<S>(s, segment.masked, vector, key, keys);
                 }
             }
         }
@@ -56,17 +58,18 @@ impl Op for Modify<'_> {
 impl Modify<'_> {
     /// At most `LANES` keys from `key` (of the block) on, for one vector of lanes.
     #[inline(always)]
-    fn chunk<S: Simd>(&self, s: S, masked: bool, group: usize, key: usize, keys: usize) {
+    fn chunk<S: Simd>(&self, s: S, masked: bool, vector: usize, key: usize, keys: usize) {
         let head = self.head;
         let terms = has_terms(head);
         let lowest = s.splat(f32::NEG_INFINITY);
-        let first_row = self.rows.first + group * S::LANES;
+        let first_row = self.rows.first + vector * S::LANES;
         let mut biases = BiasTile::ZERO;
         if let Some(bias) = &head.bias {
-            let rows = (self.rows.rows - group * S::LANES).min(S::LANES);
+            let rows = self.rows.rows.saturating_sub(vector * S::LANES).min(S::LANES);
             // SAFETY: the bias covers every row of the call and every key.
             unsafe {
-                let corner = bias.data.add(first_row * bias.row_stride + (self.first_key + key) * bias.key_stride);
+                let corner =
+                    bias.data.wrapping_add(first_row * bias.row_stride + (self.first_key + key) * bias.key_stride);
                 biases.load(s, corner, bias.row_stride, bias.key_stride, rows, keys);
             }
         }
@@ -80,9 +83,9 @@ impl Modify<'_> {
         // has `lanes` elements.
         unsafe {
             let positions = s.load(positions.as_ptr());
-            let mut max = s.load(self.max.add(group * S::LANES));
+            let mut max = s.load(self.max.add(vector * S::LANES));
             for i in 0..keys {
-                let p = self.scores.add((key + i) * self.lanes + group * S::LANES);
+                let p = self.scores.add((key + i) * self.lanes + vector * S::LANES);
                 let mut score = s.load(p);
                 if terms {
                     score = s.mul(score, s.splat(head.scale));
@@ -100,14 +103,14 @@ impl Modify<'_> {
                 }
                 if self.ordered {
                     if masked {
-                        let seen = s.mask_from_bits(*self.visible.add(key + i) >> (group * S::LANES));
+                        let seen = s.mask_from_bits(*self.visible.add(key + i) >> (vector * S::LANES));
                         score = s.select(seen, score, lowest);
                     }
                     max = s.max(score, max);
                 }
                 s.store(p, score);
             }
-            s.store(self.max.add(group * S::LANES), max);
+            s.store(self.max.add(vector * S::LANES), max);
         }
     }
 }

@@ -17,15 +17,15 @@ const LINE: usize = 16;
 /// out like that it hides the way from memory and from the third-level cache; the same requests as a burst only move
 /// the wait.
 pub(crate) struct Scores<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> {
-    /// Packed queries `[d][lanes]`, at the first lane of this group.
+    /// Packed queries `[d][lanes]`.
     pub(crate) q: *const f32,
     /// Row-major keys.
     pub(crate) k: *const f32,
     /// Elements from one key to the next.
     pub(crate) k_stride: usize,
-    /// Where scores go, `[key][lanes]`, at the first lane of this group.
+    /// Where scores go, `[key][lanes]`.
     pub(crate) scores: *mut f32,
-    /// If `MAX`: running maximum per lane, updated; at the first lane of this group. NaN scores are passed over.
+    /// If `MAX`: running maximum per lane, updated. NaN scores are passed over.
     pub(crate) max: *mut f32,
     /// Row length of `q` and `scores` in elements.
     pub(crate) lanes: usize,

@@ -1,62 +1,42 @@
-//! Which key ranges of a block concern which lanes of a sub-tile.
+//! Which keys of a block concern a sub-tile, and which of them a mask cuts.
 
 use crate::mask::Band;
 
-/// A range of keys of one block that concerns the same vectors of lanes.
+/// A range of keys of one block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
     /// First key, relative to the block.
     pub(crate) key: usize,
     /// Number of keys.
     pub(crate) keys: usize,
-    /// First vector of lanes.
-    pub(crate) group: usize,
-    /// Number of vectors of lanes.
-    pub(crate) groups: usize,
-    /// Whether some lane of these vectors does not see some key of the range.
+    /// Whether some row of the sub-tile does not see some key of the range.
     pub(crate) masked: bool,
 }
 
-impl Segment {
-    /// How many segments at the start of `list` (this is the first) continue each other for the same vectors of lanes.
-    pub(crate) fn run_of_same_groups(&self, list: &[Self]) -> usize {
-        let mut end = self.key;
-        let joined = list.iter().take_while(|next| {
-            let continues = (next.key, next.group, next.groups) == (end, self.group, self.groups);
-            end = next.key + next.keys;
-            continues
-        });
-        joined.count()
-    }
-}
-
-/// The most vectors of lanes that a sub-tile may have.
-pub(crate) const MAX_GROUPS: usize = 8;
-
-/// The segments of one block, in ascending order of keys.
-#[derive(Debug)]
+/// The segments of one block: one contiguous range of keys, cut into a masked, an unmasked and a masked part.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Segments {
-    list: [Segment; 4 * MAX_GROUPS],
+    list: [Segment; 3],
     len: usize,
 }
 
-/// The rows of one sub-tile: `rows` rows from `first` on, `lanes` of them in each vector.
+/// The rows of one sub-tile: `rows` rows from `first` on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rows {
     pub(crate) first: usize,
     pub(crate) rows: usize,
-    pub(crate) lanes: usize,
 }
 
 impl Segments {
-    /// Cuts the keys `block..block + len` of `keys` by what the rows see of them.
+    /// The part of the keys `block..block + len` of `keys` that the rows see.
     ///
     /// Ends are rounded outward to multiples of `granule` from the start of the block, which keeps register tiles whole
     /// and the order of summation independent of where a row falls in a sub-tile; what is too much is masked.
     /// `tensor` says that a mask tensor may hide any pair.
     ///
-    /// N.B. Computing all vectors of lanes for every key, with one contiguous range per block, is half the code. It costs
-    /// 0.5 % at 512 x 512 causal with d 128, and 2.5 % with d 64.
+    /// N.B. Vectors of lanes whose rows see none of some keys (above the diagonal) could be left out. Products of single
+    /// vectors are half as fast, so that this gains 0.5 % at 512 x 512 causal with d 128 (2.5 % with d 64); and each vector
+    /// would have to go on with sums that another segment began, as a block is summed from zero.
     pub(crate) fn new(
         band: Band,
         tensor: bool,
@@ -66,63 +46,34 @@ impl Segments {
         keys: usize,
         granule: usize,
     ) -> Self {
-        let mut all = Self { list: [Segment::default(); 4 * MAX_GROUPS], len: 0 };
-        let groups = rows.rows.div_ceil(rows.lanes);
-        if band == Band::FULL {
-            if len > 0 {
-                all.push(Segment { key: 0, keys: len, group: 0, groups, masked: tensor });
-            }
+        let within = |key: usize| key.clamp(block, block + len) - block;
+        let top = band.visible(rows.first, keys);
+        let bottom = band.visible(rows.first + rows.rows - 1, keys);
+        let mut all = Self { list: [Segment::default(); 3], len: 0 };
+        let (start, end) = (within(top.start), within(bottom.end));
+        if start >= end {
             return all;
         }
-        // Per group: the keys that any of its rows sees (rounded outward) and those that all of them see (inward).
-        let mut some = [(0, 0); MAX_GROUPS];
-        let mut every = [(0, 0); MAX_GROUPS];
-        let mut cuts = [0; 4 * MAX_GROUPS];
-        let within = |key: usize| key.clamp(block, block + len) - block;
-        for group in 0..groups {
-            let first = rows.first + group * rows.lanes;
-            let last = rows.first + (group * rows.lanes + rows.lanes).min(rows.rows) - 1;
-            let (top, bottom) = (band.visible(first, keys), band.visible(last, keys));
-            let (start, end) = (within(top.start), within(bottom.end));
-            some[group] =
-                if start < end { (start / granule * granule, end.next_multiple_of(granule).min(len)) } else { (0, 0) };
-            let (start, end) = (within(bottom.start).next_multiple_of(granule), within(top.end));
-            let end = if end == len { len } else { end / granule * granule };
-            every[group] = if start < end { (start, end) } else { (0, 0) };
-            cuts[4 * group..][..4].copy_from_slice(&[some[group].0, some[group].1, every[group].0, every[group].1]);
+        let (start, end) = (start / granule * granule, end.next_multiple_of(granule).min(len));
+        // What every row sees, rounded inward.
+        let (mut from, mut to) = (within(bottom.start).next_multiple_of(granule), within(top.end));
+        if to != len {
+            to = to / granule * granule;
         }
-        let cuts = &mut cuts[..4 * groups];
-        cuts.sort_unstable();
-        for pair in cuts.windows(2) {
-            let (from, to) = (pair[0], pair[1]);
-            if from == to {
-                continue;
-            }
-            let seen = |range: &(usize, usize)| range.0 <= from && to <= range.1;
-            let Some(group) = some[..groups].iter().position(seen) else { continue };
-            let count = some[group..groups].iter().take_while(|range| seen(range)).count();
-            let masked = tensor || !every[group..group + count].iter().all(seen);
-            all.push(Segment { key: from, keys: to - from, group, groups: count, masked });
+        if tensor || from >= to {
+            (from, to) = (end, end);
         }
+        all.push(start, from, true);
+        all.push(from, to, false);
+        all.push(to, end, true);
         all
     }
 
-    /// The first vector of lanes that some segment concerns, and one past the last.
-    pub(crate) fn groups(&self) -> (usize, usize) {
-        let segments = self.as_slice().iter();
-        segments.fold((usize::MAX, 0), |(start, end), s| (start.min(s.group), end.max(s.group + s.groups)))
-    }
-
-    fn push(&mut self, next: Segment) {
-        if let Some(last) = self.list[..self.len].last_mut()
-            && last.key + last.keys == next.key
-            && (last.group, last.groups, last.masked) == (next.group, next.groups, next.masked)
-        {
-            last.keys += next.keys;
-            return;
+    fn push(&mut self, from: usize, to: usize, masked: bool) {
+        if from < to {
+            self.list[self.len] = Segment { key: from, keys: to - from, masked };
+            self.len += 1;
         }
-        self.list[self.len] = next;
-        self.len += 1;
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [Segment] {
@@ -131,6 +82,15 @@ impl Segments {
 
     pub(crate) fn as_slice(&self) -> &[Segment] {
         &self.list[..self.len]
+    }
+
+    pub(crate) fn masked(&self) -> bool {
+        self.as_slice().iter().any(|segment| segment.masked)
+    }
+
+    /// All segments as one range of keys: its start and its length.
+    pub(crate) fn whole(&self) -> (usize, usize) {
+        (self.list[0].key, self.as_slice().iter().map(|segment| segment.keys).sum())
     }
 }
 
@@ -158,8 +118,8 @@ mod tests {
         for lower in ends {
             for upper in ends {
                 let band = Band { lower, upper };
-                for (first, rows, lanes) in [(0, 32, 16), (32, 20, 16), (5, 3, 4), (48, 24, 8), (0, 1, 16)] {
-                    let rows = Rows { first, rows, lanes };
+                for (first, rows) in [(0, 32), (32, 20), (5, 3), (48, 24), (0, 1)] {
+                    let rows = Rows { first, rows };
                     for (block, len, keys) in [(0, 48, 100), (48, 48, 100), (96, 4, 100), (0, 7, 7)] {
                         check(band, rows, block, len, keys);
                     }
@@ -170,21 +130,17 @@ mod tests {
 
     fn check(band: Band, rows: Rows, block: usize, len: usize, keys: usize) {
         let segments = Segments::new(band, false, rows, block, len, keys, 8);
+        let contiguous = |pair: &[Segment]| pair[0].key + pair[0].keys == pair[1].key;
+        assert!(segments.as_slice().windows(2).all(contiguous), "{segments:?}");
         for lane in 0..rows.rows {
             let seen = band.visible(rows.first + lane, keys);
             for key in 0..len {
-                let holders = segments
-                    .as_slice()
-                    .iter()
-                    .filter(|s| (s.key..s.key + s.keys).contains(&key))
-                    .filter(|s| (s.group..s.group + s.groups).contains(&(lane / rows.lanes)));
+                let holder = segments.as_slice().iter().find(|s| (s.key..s.key + s.keys).contains(&key));
                 let visible = seen.contains(&(block + key));
-                let mut count = 0;
-                for segment in holders {
-                    count += 1;
-                    assert!(visible || segment.masked, "{band:?} {rows:?} block {block} lane {lane} key {key}");
-                }
-                assert!(count == 1 || (count == 0 && !visible), "{band:?} {rows:?} lane {lane} key {key}");
+                assert!(
+                    holder.map_or(!visible, |segment| visible || segment.masked),
+                    "{band:?} {rows:?} block {block} lane {lane} key {key}"
+                );
                 let bit = lanes_of(band, block + key, rows) >> lane & 1 == 1;
                 assert_eq!(bit, visible);
             }

@@ -10,7 +10,6 @@
 use regard_simd::Simd;
 
 use super::{Block, Kind, Lane, Step, Weighting};
-use crate::lanes::Segment;
 
 /// Which of several largest scores wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,39 +55,38 @@ pub(super) fn begin<S: Simd>(s: S, lane: &mut Lane<S>) {
 #[inline(always)]
 pub(super) unsafe fn select_keys<S: Simd, const RIGHT: bool, const COUNT: bool>(s: S, block: &Block<'_>) {
     let lowest = s.splat(f32::NEG_INFINITY);
-    for group in block.groups.0..block.groups.1 {
-        let mine = |segment: &&Segment| (segment.group..segment.group + segment.groups).contains(&group);
-        // SAFETY: the pointers of the block are valid as its fields say, and groups and keys come from its segments.
+    for vector in 0..block.vectors {
+        // SAFETY: the pointers of the block are valid as its fields say, and keys come from its segments.
         unsafe {
-            let best = block.row(s, block.max, group);
+            let best = block.row(s, block.max, vector);
             let mut found = Found { key: s.zero(), count: s.zero(), nan: s.mask_from_bits(0) };
             // The last hit of the scan stays: to the right for the rightmost key, to the left for the leftmost.
             if RIGHT {
-                for segment in block.segments.iter().filter(mine) {
+                for segment in block.segments {
                     for key in segment.key..segment.key + segment.keys {
-                        look::<S, COUNT>(s, block, group, key, best, &mut found);
+                        look::<S, COUNT>(s, block, vector, key, best, &mut found);
                     }
                 }
             } else {
-                for segment in block.segments.iter().rev().filter(mine) {
+                for segment in block.segments.iter().rev() {
                     for key in (segment.key..segment.key + segment.keys).rev() {
-                        look::<S, COUNT>(s, block, group, key, best, &mut found);
+                        look::<S, COUNT>(s, block, vector, key, best, &mut found);
                     }
                 }
             }
-            let old = block.state(s, slot::MAX, group);
+            let old = block.state(s, slot::MAX, vector);
             let higher = s.gt(best, old);
             let equal = s.and(s.eq(best, old), s.gt(best, lowest));
-            block.set_state(s, slot::MAX, group, s.select(higher, best, old));
+            block.set_state(s, slot::MAX, vector, s.select(higher, best, old));
             let wins = if RIGHT { s.or(higher, equal) } else { higher };
-            block.set_state(s, slot::KEY, group, s.select(wins, found.key, block.state(s, slot::KEY, group)));
+            block.set_state(s, slot::KEY, vector, s.select(wins, found.key, block.state(s, slot::KEY, vector)));
             if COUNT {
-                let count = block.state(s, slot::COUNT, group);
+                let count = block.state(s, slot::COUNT, vector);
                 let count = s.select(equal, s.add(count, found.count), count);
-                block.set_state(s, slot::COUNT, group, s.select(higher, found.count, count));
+                block.set_state(s, slot::COUNT, vector, s.select(higher, found.count, count));
             }
-            let nan = s.select(found.nan, s.splat(1.0), block.state(s, slot::NAN, group));
-            block.set_state(s, slot::NAN, group, nan);
+            let nan = s.select(found.nan, s.splat(1.0), block.state(s, slot::NAN, vector));
+            block.set_state(s, slot::NAN, vector, nan);
         }
     }
 }
@@ -103,18 +101,18 @@ struct Found<S: Simd> {
 /// One key of a scan.
 ///
 /// # Safety
-/// The key is of the block, the group of the sub-tile.
+/// The key is of the block, the vector of the sub-tile.
 #[inline(always)]
 unsafe fn look<S: Simd, const COUNT: bool>(
     s: S,
     block: &Block<'_>,
-    group: usize,
+    vector: usize,
     key: usize,
     best: S::F32,
     found: &mut Found<S>,
 ) {
     // SAFETY: the caller's contract.
-    let score = unsafe { s.load(block.scores.add(key * block.lanes + group * S::LANES)) };
+    let score = unsafe { s.load(block.scores.add(key * block.lanes + vector * S::LANES)) };
     let hit = s.eq(score, best);
     found.key = s.select(hit, s.splat(f32::from_bits((block.first_key + key) as u32)), found.key);
     if COUNT {

@@ -119,10 +119,10 @@ pub struct Block<'a> {
     pub scores: *mut f32,
     /// Row length of `scores`, and of each array of the rows, in elements.
     pub lanes: usize,
-    /// The key ranges and vectors of lanes that hold scores; the rest of `scores` is not to be touched.
+    /// The key ranges that hold scores, which follow each other; the rest of `scores` is not to be touched.
     pub segments: &'a [Segment],
-    /// The first vector of lanes that they concern, and one past the last.
-    pub groups: (usize, usize),
+    /// The vectors of lanes to compute.
+    pub vectors: usize,
     /// `[key]`: one bit per lane, set where the lane sees the key; to be read for masked segments only.
     pub visible: *const u64,
     /// The index of the block's first key in the sequence.
@@ -141,32 +141,32 @@ pub struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// The vector of an array `[lanes]` that belongs to `group`.
+    /// The vector of an array `[lanes]` that belongs to `vector`.
     ///
     /// # Safety
-    /// `array` has `lanes` elements and `group` is a vector of lanes of the sub-tile.
+    /// `array` has `lanes` elements and `vector` is a vector of lanes of the sub-tile.
     #[inline(always)]
-    pub(crate) unsafe fn row<S: Simd>(&self, s: S, array: *const f32, group: usize) -> S::F32 {
+    pub(crate) unsafe fn row<S: Simd>(&self, s: S, array: *const f32, vector: usize) -> S::F32 {
         // SAFETY: the caller's contract.
-        unsafe { s.load(array.add(group * S::LANES)) }
+        unsafe { s.load(array.add(vector * S::LANES)) }
     }
 
-    /// State `slot` of `group`.
+    /// State `slot` of `vector`.
     ///
     /// # Safety
-    /// `slot` is less than the weighting's `STATE` and `group` is a vector of lanes of the sub-tile.
+    /// `slot` is less than the weighting's `STATE` and `vector` is a vector of lanes of the sub-tile.
     #[inline(always)]
-    pub(crate) unsafe fn state<S: Simd>(&self, s: S, slot: usize, group: usize) -> S::F32 {
+    pub(crate) unsafe fn state<S: Simd>(&self, s: S, slot: usize, vector: usize) -> S::F32 {
         // SAFETY: the caller's contract.
-        unsafe { s.load(self.state.add(slot * self.lanes + group * S::LANES)) }
+        unsafe { s.load(self.state.add(slot * self.lanes + vector * S::LANES)) }
     }
 
     /// # Safety
     /// As for [`Block::state`].
     #[inline(always)]
-    pub(crate) unsafe fn set_state<S: Simd>(&self, s: S, slot: usize, group: usize, value: S::F32) {
+    pub(crate) unsafe fn set_state<S: Simd>(&self, s: S, slot: usize, vector: usize, value: S::F32) {
         // SAFETY: the caller's contract.
-        unsafe { s.store(self.state.add(slot * self.lanes + group * S::LANES), value) }
+        unsafe { s.store(self.state.add(slot * self.lanes + vector * S::LANES), value) }
     }
 }
 
@@ -284,10 +284,10 @@ unsafe fn begin<W: Weighting, S: Simd>(weighting: *const (), state: *mut f32, la
         fn run<S: Simd>(self, s: S) {
             let mut lane = Lane { state: [s.zero(); MAX_STATE], gain: s.zero(), sink: s.zero() };
             self.0.begin(s, &mut lane);
-            for group in 0..self.2 / S::LANES {
+            for vector in 0..self.2 / S::LANES {
                 for slot in 0..W::STATE {
                     // SAFETY: the caller's contract.
-                    unsafe { s.store(self.1.add(slot * self.2 + group * S::LANES), lane.state[slot]) };
+                    unsafe { s.store(self.1.add(slot * self.2 + vector * S::LANES), lane.state[slot]) };
                 }
             }
         }
@@ -322,8 +322,8 @@ unsafe fn finish<W: Weighting, S: Simd>(weighting: *const (), args: &FinishArgs)
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
             let Self(weighting, args) = self;
-            for group in 0..args.lanes / S::LANES {
-                let at = group * S::LANES;
+            for vector in 0..args.lanes / S::LANES {
+                let at = vector * S::LANES;
                 let mut state = [s.zero(); MAX_STATE];
                 // SAFETY: the caller's contract.
                 unsafe {

@@ -29,13 +29,12 @@ unsafe impl<P: Pointwise> Weighting for Normalised<P> {
 
     #[inline(always)]
     unsafe fn weigh<S: Simd>(&self, s: S, block: &Block<'_>) -> Step {
-        for segment in block.segments {
-            for group in segment.group..segment.group + segment.groups {
-                // SAFETY: the pointers of the block are valid as its fields say, and groups and keys come from its
-                // segments.
-                unsafe {
-                    let gain = block.row(s, block.gain, group);
-                    let mut sums = [block.state(s, EVEN, group), block.state(s, ODD, group)];
+        for vector in 0..block.vectors {
+            // SAFETY: the pointers of the block are valid as its fields say, and keys come from its segments.
+            unsafe {
+                let gain = block.row(s, block.gain, vector);
+                let mut sums = [s.zero(); 2];
+                for segment in block.segments {
                     // Segments start at even places.
                     let end = segment.key + segment.keys;
                     for pair in (segment.key..end).step_by(2) {
@@ -44,19 +43,19 @@ unsafe impl<P: Pointwise> Weighting for Normalised<P> {
                             if key == end {
                                 break;
                             }
-                            let p = block.scores.add(key * block.lanes + group * S::LANES);
+                            let p = block.scores.add(key * block.lanes + vector * S::LANES);
                             let mut weight = self.0.weight(s, s.mul(s.load(p), gain));
                             if segment.masked {
-                                let seen = s.mask_from_bits(*block.visible.add(key) >> (group * S::LANES));
+                                let seen = s.mask_from_bits(*block.visible.add(key) >> (vector * S::LANES));
                                 weight = s.select(seen, weight, s.zero());
                             }
                             s.store(p, weight);
                             sums[place] = s.add(sums[place], weight);
                         }
                     }
-                    block.set_state(s, EVEN, group, sums[0]);
-                    block.set_state(s, ODD, group, sums[1]);
                 }
+                block.set_state(s, EVEN, vector, s.add(block.state(s, EVEN, vector), sums[0]));
+                block.set_state(s, ODD, vector, s.add(block.state(s, ODD, vector), sums[1]));
             }
         }
         Step::Add

@@ -56,17 +56,16 @@ unsafe impl<P: Pointwise> Weighting for Map<P> {
     #[inline(always)]
     unsafe fn weigh<S: Simd>(&self, s: S, block: &Block<'_>) -> Step {
         for segment in block.segments {
-            for group in segment.group..segment.group + segment.groups {
-                // SAFETY: the pointers of the block are valid as its fields say, and groups and keys come from its
-                // segments.
+            for vector in 0..block.vectors {
+                // SAFETY: the pointers of the block are valid as its fields say, and keys come from its segments.
                 unsafe {
-                    let gain = block.row(s, block.gain, group);
-                    let shift = block.row(s, block.shift, group);
-                    let mut p = block.scores.add(segment.key * block.lanes + group * S::LANES);
+                    let gain = block.row(s, block.gain, vector);
+                    let shift = block.row(s, block.shift, vector);
+                    let mut p = block.scores.add(segment.key * block.lanes + vector * S::LANES);
                     if segment.masked {
                         for key in segment.key..segment.key + segment.keys {
                             let weight = self.0.weight(s, s.mul_add(s.load(p), gain, shift));
-                            let seen = s.mask_from_bits(*block.visible.add(key) >> (group * S::LANES));
+                            let seen = s.mask_from_bits(*block.visible.add(key) >> (vector * S::LANES));
                             s.store(p, s.select(seen, weight, s.zero()));
                             p = p.wrapping_add(block.lanes);
                         }

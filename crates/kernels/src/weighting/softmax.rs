@@ -2,7 +2,7 @@
 //!
 //! State: the running maximum and the sum of exponentials relative to it, which merge associatively (DESIGN of online
 //! softmax; Milakov and Gimelshein, 2018). The sum is kept as two, of even and of odd keys: two independent chains of
-//! additions, each in an order that depends on the key alone.
+//! additions, each in an order that depends on the key alone. Each block is summed from zero and then added.
 //!
 //! A masked score is -inf, whose exponential is exactly 0. A row that has seen no key has the state (-inf, 0, 0) and
 //! gives zeros.
@@ -78,34 +78,20 @@ unsafe impl Weighting for Softmax {
 
     #[inline(always)]
     unsafe fn weigh<S: Simd>(&self, s: S, block: &Block<'_>) -> Step {
-        let groups = block.groups.0..block.groups.1;
         let mut rescale = false;
-        // SAFETY: the pointers of the block are valid as its fields say, and groups and keys come from its segments.
-        unsafe {
-            for group in 0..block.lanes / S::LANES {
-                if !groups.contains(&group) {
-                    s.store(block.alpha.add(group * S::LANES), s.splat(1.0));
-                    continue;
-                }
-                let old = block.state(s, MAX, group);
-                let new = s.max(block.row(s, block.max, group), old);
-                let moved = s.any(s.gt(new, old));
-                rescale |= moved;
-                let alpha = math::exp2(s, s.mul(s.sub(old, finite(s, new)), block.row(s, block.gain, group)));
-                s.store(block.alpha.add(group * S::LANES), alpha);
-                if moved {
-                    block.set_state(s, MAX, group, new);
-                    block.set_state(s, EVEN, group, s.mul(block.state(s, EVEN, group), alpha));
-                    block.set_state(s, ODD, group, s.mul(block.state(s, ODD, group), alpha));
-                }
-            }
-            for segment in block.segments {
-                for group in segment.group..segment.group + segment.groups {
-                    let max = finite(s, block.state(s, MAX, group));
-                    let gain = block.row(s, block.gain, group);
-                    let mut even = block.state(s, EVEN, group);
-                    let mut odd = block.state(s, ODD, group);
-                    let mut p = block.scores.add(segment.key * block.lanes + group * S::LANES);
+        for vector in 0..block.vectors {
+            // SAFETY: the pointers of the block are valid as its fields say, and keys come from its segments.
+            unsafe {
+                let gain = block.row(s, block.gain, vector);
+                let old = block.state(s, MAX, vector);
+                let new = s.max(block.row(s, block.max, vector), old);
+                let max = finite(s, new);
+                rescale |= s.any(s.gt(new, old));
+                let alpha = math::exp2(s, s.mul(s.sub(old, max), gain));
+                s.store(block.alpha.add(vector * S::LANES), alpha);
+                let (mut even, mut odd) = (s.zero(), s.zero());
+                for segment in block.segments {
+                    let mut p = block.scores.add(segment.key * block.lanes + vector * S::LANES);
                     for _ in 0..segment.keys / 4 {
                         let [a, b, c, d] = weights::<S, 4>(s, p, block.lanes, max, gain);
                         even = s.add(even, a);
@@ -120,9 +106,10 @@ unsafe impl Weighting for Softmax {
                         *sum = s.add(*sum, weight);
                         p = p.wrapping_add(block.lanes);
                     }
-                    block.set_state(s, EVEN, group, even);
-                    block.set_state(s, ODD, group, odd);
                 }
+                block.set_state(s, MAX, vector, new);
+                block.set_state(s, EVEN, vector, s.mul_add(block.state(s, EVEN, vector), alpha, even));
+                block.set_state(s, ODD, vector, s.mul_add(block.state(s, ODD, vector), alpha, odd));
             }
         }
         if rescale { Step::Rescale } else { Step::Add }
