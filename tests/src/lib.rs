@@ -16,7 +16,7 @@ mod tolerance;
 
 pub use check::{Case, Report, check, compare};
 pub use guard::{GUARD, Guarded, Layout, Output, poison, run, run_into, run_plan};
-pub use machine::{every_kernel, levels, profile_for, setup_for, setup_of};
+pub use machine::{every_kernel, levels, profile_for, setup_for, setup_of, this_test};
 pub use random::Random;
 pub use spec::{Spec, weightings};
 pub use tensor::Tensor;

@@ -1,5 +1,6 @@
 //! Levels, kernels, and setups that force one of them.
 
+use std::process::Command;
 use std::sync::Once;
 
 use regard::{Isa, Level, Setup, kernel_set};
@@ -68,4 +69,22 @@ pub fn profile_for(machine: &Machine, kernel: &Kernel, key_block: usize, query_b
         why: "a test says so".to_owned(),
     };
     Profile { entries: vec![entry], ..Profile::new(tool, machine.clone(), run) }
+}
+
+/// A command that runs one ignored test of this binary in a process of its own.
+///
+/// In an emulator the system does not know how to start the binary, so the emulator is named.
+pub fn this_test(name: &str) -> Command {
+    let binary = std::env::current_exe().expect("a test runs from a file");
+    // Some emulators report a failure to start as an exit code.
+    let starts = Command::new(&binary).arg("--list").output().is_ok_and(|output| output.status.success());
+    let mut command = if starts {
+        Command::new(&binary)
+    } else {
+        let mut emulator = Command::new("qemu-aarch64-static");
+        emulator.arg(&binary);
+        emulator
+    };
+    command.args(["--exact", name, "--ignored", "--nocapture"]);
+    command
 }

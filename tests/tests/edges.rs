@@ -4,7 +4,7 @@
 use regard::{Align, Execution, Level, SigmoidBias, Temperature, View, Weighting};
 use regard_kernels::table::kernels;
 use regard_tests::{
-    Case, Layout, Output, Random, Spec, Tensor, check, every_kernel, levels, run, setup_for, setup_of, weightings,
+    Case, Layout, Output, Random, SLOW, Spec, Tensor, check, every_kernel, levels, run, setup_for, setup_of, weightings,
 };
 
 /// Runs a case with the first kernel of a level and small blocks.
@@ -112,7 +112,7 @@ fn nothing_leaks_through_a_mask() {
     let keep: Vec<u8> = (0..queries * keys).map(|i| u8::from(i % keys % 3 != 1 && i % keys / 5 % 4 != 2)).collect();
     let keep = Some(View::bhsd(&keep, [1, 1, queries, keys]).expect("as long as its shape"));
     let slopes = [0.5, 0.25];
-    for weighting in weightings() {
+    for weighting in weightings().into_iter().step_by(if SLOW { 4 } else { 1 }) {
         let plain = || Spec::new(weighting.clone());
         let terms = || Spec { softcap: Some(5.0), alibi: Some(&slopes), ..plain() };
         let specs = [
@@ -165,7 +165,7 @@ fn rows_that_see_nan_are_nan_and_others_are_not() {
     let v = Tensor::normal([1, 1, keys, 7], Layout::Bhsd, &mut random);
     let keep: Vec<u8> = (0..queries * keys).map(|_| u8::from(random.chance(0.7))).collect();
     let keep = Some(View::bhsd(&keep, [1, 1, queries, keys]).expect("as long as its shape"));
-    for weighting in weightings() {
+    for weighting in weightings().into_iter().step_by(if SLOW { 4 } else { 1 }) {
         let plain = || Spec::new(weighting.clone());
         let specs = [
             Spec { causal: Some(Align::BottomRight), ..plain() },
@@ -401,6 +401,72 @@ fn alibi_far_away() {
                 Spec { alibi: Some(&[0.5]), align: Some(Align::Offset(offset)), ..Spec::new(Weighting::Softmax) };
             let output = run_at(*level, &Case::new(spec, &q, &k, &v));
             assert!(output.out.iter().all(|x| x.is_finite()), "offset {offset}");
+        }
+    }
+}
+
+/// An additive -inf is a score, and for softmax and selection one without weight: the same bits as a mask gives.
+#[test]
+fn a_bias_of_minus_infinity() {
+    let (queries, keys) = (37, 50);
+    let mut random = Random::new(9);
+    let q = Tensor::normal([1, 1, queries, 8], Layout::Bhsd, &mut random);
+    let k = Tensor::normal([1, 1, keys, 8], Layout::Bhsd, &mut random);
+    let v = Tensor::normal([1, 1, keys, 5], Layout::Bhsd, &mut random);
+    // Row 3 sees nothing.
+    let keep: Vec<u8> = (0..queries * keys).map(|i| u8::from(i / keys != 3 && random.chance(0.6))).collect();
+    let shape = [1, 1, queries, keys];
+    let minus = Tensor::from_fn(
+        shape,
+        Layout::Bhsd,
+        |[_, _, r, c]| {
+            if keep[r * keys + c] == 0 { f32::NEG_INFINITY } else { 0.0 }
+        },
+    );
+    let zero = Tensor::filled(shape, Layout::Bhsd, 0.0);
+    for weighting in [Weighting::Softmax, Weighting::HardLeft, Weighting::HardRight, Weighting::AverageHard] {
+        for level in levels() {
+            let plain = || Spec::new(weighting.clone());
+            let biased = Spec { bias: Some(minus.view()), ..plain() };
+            let keep = Some(View::bhsd(&keep, shape).expect("as long as its shape"));
+            let masked = Spec { bias: Some(zero.view()), keep, ..plain() };
+            let output = run_at(*level, &Case::new(biased, &q, &k, &v));
+            output.assert_same(&run_at(*level, &Case::new(masked, &q, &k, &v)), &format!("{weighting:?} {level:?}"));
+            assert_eq!(output.out[15..20], [0.0; 5]);
+        }
+    }
+}
+
+/// Rows, heads and batch entries that are one and the same in memory.
+#[test]
+fn inputs_with_strides_of_zero() {
+    let mut random = Random::new(10);
+    let row = random.normals(8);
+    let (repeated, copied) = (View::strided(&row, [2, 2, 20, 8], [0, 0, 0, 1]), row.repeat(80));
+    let repeated = repeated.expect("within the data");
+    let copied = View::bhsd(&copied, [2, 2, 20, 8]).expect("within the data");
+    for weighting in weightings() {
+        for level in levels() {
+            let case = |view| Case { spec: Spec::new(weighting.clone()), q: view, k: view, v: view };
+            run_at(*level, &case(repeated)).assert_same(&run_at(*level, &case(copied)), &format!("{weighting:?}"));
+            check(&case(repeated), &setup_of(*level));
+        }
+    }
+}
+
+/// Slices that end with the tensor, in allocations of their own: a reader past the end is out of bounds for sanitizers.
+#[test]
+fn allocations_of_exact_length() {
+    let mut random = Random::new(11);
+    for (queries, keys, d) in [(1, 1, 1), (5, 7, 3), (33, 21, 17), (49, 50, 40)] {
+        let q = random.normals(queries * d).into_boxed_slice();
+        let k = random.normals(keys * d).into_boxed_slice();
+        let view = |data, rows| View::bhsd(data, [1, 1, rows, d]).expect("as long as its shape");
+        for weighting in weightings() {
+            for level in levels() {
+                let spec = Spec { causal: Some(Align::BottomRight), ..Spec::new(weighting.clone()) };
+                check(&Case { spec, q: view(&q, queries), k: view(&k, keys), v: view(&k, keys) }, &setup_of(*level));
+            }
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Is this compiler safe for the AVX-512 level?
 //!
-//! rustc 1.95 to 1.97 (LLVM 22) miscompiles vector code when the features avx512dq and avx512vl are enabled together:
+//! rustc from 1.95 on (LLVM 22) miscompiles vector code when the features avx512dq and avx512vl are enabled together:
 //! the pass X86CompressEVEX turns VPMOV*2M + KMOV into VMOVMSK and deletes the mask, although a later KSHIFTR, which
 //! reads and writes the same mask register, still needs it (rust-lang/rust#158622; llvm/llvm-project#174871, #191304;
-//! fixed by llvm/llvm-project#198220). Lanes 2 and 3 of every four then take the wrong side of a selection.
+//! fixed by llvm/llvm-project#198220). Some lanes of a vector then take the wrong side of a selection.
 //!
 //! So the AVX-512 level of this library is avx512f + avx512bw + avx512dq without avx512vl, and nothing may be built for
-//! `target-cpu=native`, which would enable it for all code of the program, test oracles included. These tests say whether
-//! that is still so, and still enough.
+//! `target-cpu=native`, which would enable it for all code of the program, test oracles included. These tests say
+//! whether that is still so, and still enough.
 //!
 //! This file, and the rule, may go once `rust-version` of the workspace is a release whose LLVM has #198220, which
 //! `what_this_compiler_does_with_vl` reports.
@@ -21,8 +21,8 @@ use regard_simd::Op;
 const LEN: usize = 16;
 
 /// Widens sign-and-magnitude numbers to 128-bit integers: a loop that LLVM turns into comparisons to mask registers,
-/// lane by lane insertions, and shifts of the mask. The trip count is hidden, or the loop would be unrolled before it is
-/// vectorised.
+/// lane by lane insertions, and shifts of the mask. The trip count is hidden, or the loop would be unrolled before it
+/// is vectorised.
 #[inline(always)]
 fn widen(values: &[f64; LEN], wide: &mut [i128; LEN]) {
     for i in 0..black_box(values.len()) {
@@ -204,8 +204,8 @@ fn the_scan_finds_what_it_looks_for() {
     }
 }
 
-/// Whether a line of code enables the feature (by attribute, in a list of features for one, or by flag), or names a processor
-/// to build for. Detecting the feature is fine.
+/// Whether a line of code enables the feature (by attribute, in a list of features for one, or by flag), or names a
+/// processor to build for. Detecting the feature is fine.
 fn enables_vl(code: &str) -> bool {
     let squeezed: String = code.chars().filter(|c| !c.is_whitespace()).collect();
     let strings = squeezed.split('"').skip(1).step_by(2);

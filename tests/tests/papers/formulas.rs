@@ -1,6 +1,6 @@
-//! Yang, Strobl, Chiang and Angluin, arXiv:2412.09925, and the Transformer Cookbook: operators of linear temporal logic and
-//! counting as single attention layers, on all strings of moderate length; by hard attention under every tie rule that the
-//! operator allows, and by softmax at a temperature that suffices.
+//! Yang, Strobl, Chiang and Angluin, arXiv:2412.09925, and the Transformer Cookbook: operators of linear temporal logic
+//! and counting as single attention layers, on all strings of moderate length; by hard attention under every tie rule
+//! that the operator allows, and by softmax at a temperature that suffices.
 //!
 //! Booleans are 0 and 1. A soft layer with an error of at most 1/4 is followed by `repair`, after which it is exact.
 
@@ -38,8 +38,8 @@ pub(super) fn soft(temperature: f64) -> Attention<'static> {
     plain(Weighting::Softmax).temperature(Temperature::Constant(temperature as f32))
 }
 
-/// Panics unless the operator gives `want(string, position)` everywhere: for every weighting of `hard` exactly, for softmax
-/// at `temperature` after repair.
+/// Panics unless the operator gives `want(string, position)` everywhere: for every weighting of `hard` exactly, for
+/// softmax at `temperature` after repair.
 #[track_caller]
 fn assert_operator(
     heads: &Heads,
@@ -190,8 +190,8 @@ fn counting_is_uniform_attention() {
     });
 }
 
-/// (ab)*, a star-free language, in two layers: accept iff the last letter is b and no position violates, where a position
-/// violates if its letter repeats the previous one, or if it is a b at the beginning.
+/// (ab)*, a star-free language, in two layers: accept iff the last letter is b and no position violates, where a
+/// position violates if its letter repeats the previous one, or if it is a b at the beginning.
 #[test]
 fn ab_star() {
     for n in 1..=LONGEST {

@@ -71,8 +71,10 @@ fn error_of_softmax_against_average_hard() {
             let soft = values.run(&at(tau), level).out;
             let hard = values.run(&plain(Weighting::AverageHard), level).out;
             for c in 0..3 {
-                let column: Vec<f64> = (0..values.v.shape()[2]).map(|j| f64::from(values.v.get([0, 0, j, c]))).collect();
-                let range = column.iter().fold(f64::MIN, |a, b| a.max(*b)) - column.iter().fold(f64::MAX, |a, b| a.min(*b));
+                let column: Vec<f64> =
+                    (0..values.v.shape()[2]).map(|j| f64::from(values.v.get([0, 0, j, c]))).collect();
+                let range =
+                    column.iter().fold(f64::MIN, |a, b| a.max(*b)) - column.iter().fold(f64::MAX, |a, b| a.min(*b));
                 let error = (f64::from(soft[c]) - f64::from(hard[c])).abs();
                 assert!(error <= x / (m + x) * range + slack * (1.0 + range), "column {c}: {error}");
             }
@@ -96,8 +98,8 @@ fn temperature_for_an_error() {
 }
 
 /// Scores that decay with the distance from the largest need a temperature that does not depend on n: L1 error at most
-/// 2r / (1 + r), r the sum of e^(-distance gap / tau) on both sides. Golden: 0.477, 0.0719, 1.82e-4 for gaps of 2, 4, 10
-/// temperatures; quadratic decay 0.427, 0.0707, 1.816e-4.
+/// 2r / (1 + r), r the sum of e^(-distance gap / tau) on both sides. Golden: 0.477, 0.0719, 1.82e-4 for gaps of 2, 4,
+/// 10 temperatures; quadratic decay 0.427, 0.0707, 1.816e-4.
 #[test]
 fn decaying_scores_need_no_log_n() {
     let golden = [(2.0, 0.477, 0.427), (4.0, 0.0719, 0.0707), (10.0, 1.82e-4, 1.816e-4)];
@@ -168,7 +170,10 @@ fn far_below_is_exactly_nothing() {
 fn below_rounding_is_invisible() {
     let mut random = Random::new(5);
     for n in [128, 600] {
-        let heads = Heads { v: Tensor::normal([1, 1, n, 5], Layout::Bhsd, &mut random), ..Heads::scores(&gapped(&mut random, n, 1, 1.0, false)) };
+        let heads = Heads {
+            v: Tensor::normal([1, 1, n, 5], Layout::Bhsd, &mut random),
+            ..Heads::scores(&gapped(&mut random, n, 1, 1.0, false))
+        };
         let tau = 1.0 / ((n as f32).ln() + 17.4);
         each_level(|level| {
             let soft = heads.run(&at(tau), level).out;
@@ -196,7 +201,8 @@ fn reach_of_quadratic_lookup() {
             |j| [place(j), place(j) * place(j)],
             |j| [j as f32],
         );
-        let found = [Weighting::HardLeft, Weighting::HardRight].map(|weighting| heads.run(&plain(weighting), level).out);
+        let found =
+            [Weighting::HardLeft, Weighting::HardRight].map(|weighting| heads.run(&plain(weighting), level).out);
         (0..asked.len()).filter(|i| found.iter().any(|found| found[*i] != asked[*i] as f32)).count()
     };
     each_level(|level| {
@@ -206,8 +212,8 @@ fn reach_of_quadratic_lookup() {
     });
 }
 
-/// Why the gap matters: lookup by the angle of (1, j) has a gap of about 1 / (2 j^4), golden 5.1e-2 (j = 1), 9.4e-5 (8),
-/// 4.5e-7 (32), 6.1e-8 (53), 2.9e-8 (64): dead in f32 beyond about 50.
+/// Why the gap matters: lookup by the angle of (1, j) has a gap of about 1 / (2 j^4), golden 5.1e-2 (j = 1), 9.4e-5
+/// (8), 4.5e-7 (32), 6.1e-8 (53), 2.9e-8 (64): dead in f32 beyond about 50.
 #[test]
 fn lookup_by_angle_dies_early() {
     let gap = |j: f64| 2.0 * (((1.0 / j).atan() - (1.0 / (j + 1.0)).atan()) / 2.0).sin().powi(2);

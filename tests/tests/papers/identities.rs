@@ -1,4 +1,5 @@
-//! Identities between and within the kernels that hold for every weighting: cheap, and sensitive to masks, tails and ties.
+//! Identities between and within the kernels that hold for every weighting: cheap, and sensitive to
+//! masks, tails and ties.
 
 use regard::{Align, SigmoidBias, Weighting};
 use regard_tests::Random;
@@ -35,7 +36,12 @@ fn values_of_one_give_row_sums() {
         let options = plain(weighting.clone()).scale(0.3);
         let normalised = matches!(
             weighting,
-            Weighting::Softmax | Weighting::HardLeft | Weighting::HardRight | Weighting::AverageHard | Weighting::EvenPower { .. } | Weighting::Taylor2
+            Weighting::Softmax
+                | Weighting::HardLeft
+                | Weighting::HardRight
+                | Weighting::AverageHard
+                | Weighting::EvenPower { .. }
+                | Weighting::Taylor2
         );
         let want: Vec<f64> = (0..2 * 13)
             .flat_map(|row| [heads.reference_row(&options, [0, row / 13, row % 13]).weights.iter().sum::<f64>(); 3])
@@ -77,8 +83,8 @@ fn outputs_are_linear_in_values() {
     }
 }
 
-/// Without a mask the order of the keys does not matter, up to the order of sums: a score is the same bits wherever its key
-/// stands. Rows of selections that have one winner are the same bits too.
+/// Without a mask the order of the keys does not matter, up to the order of sums: a score is the same bits wherever its
+/// key stands. Rows of selections that have one winner are the same bits too.
 #[test]
 fn keys_may_be_permuted() {
     for keys in [5, 33, 150] {
@@ -117,8 +123,8 @@ fn reversal_swaps_left_and_right() {
     }
 }
 
-/// Copies of one key tie wherever they stand: average-hard attention over them is the mean of their values, leftmost the
-/// first, rightmost the last.
+/// Copies of one key tie wherever they stand: average-hard attention over them is the mean of their values, leftmost
+/// the first, rightmost the last.
 #[test]
 fn equal_keys_tie_everywhere() {
     let keys = 140;
@@ -184,7 +190,9 @@ fn groups_share_keys_and_values() {
 /// Widths that fill no vector, d_v != d, no key, one key, one query: against the definition.
 #[test]
 fn odd_sizes() {
-    for [queries, keys, d, d_v] in [[1, 1, 1, 1], [1, 130, 64, 3], [3, 0, 5, 4], [17, 1, 3, 33], [5, 19, 67, 1], [33, 65, 1, 20]] {
+    for [queries, keys, d, d_v] in
+        [[1, 1, 1, 1], [1, 130, 64, 3], [3, 0, 5, 4], [17, 1, 3, 33], [5, 19, 67, 1], [33, 65, 1, 20]]
+    {
         let heads = Heads::normal([1, 1, 1], [queries, keys], [d, d_v]);
         for weighting in weightings() {
             let options = plain(weighting.clone()).scale(0.5 / (d as f32).sqrt());
@@ -211,7 +219,9 @@ fn invariances_tell_the_families_apart() {
     };
     let extended = |tensor: &Tensor, last: f32| {
         let [_, _, rows, columns] = tensor.shape();
-        Tensor::from_fn([1, 1, rows, columns + 1], Layout::Bhsd, |[b, h, r, c]| if c == columns { last } else { tensor.get([b, h, r, c]) })
+        Tensor::from_fn([1, 1, rows, columns + 1], Layout::Bhsd, |[b, h, r, c]| {
+            if c == columns { last } else { tensor.get([b, h, r, c]) }
+        })
     };
     let shifted = Heads { q: extended(&heads.q, 1.0), k: extended(&heads.k, 6.0), v: heads.v.clone() };
     each_level(|level| {

@@ -1,5 +1,5 @@
-//! Yang, Strobl, Chiang and Angluin, arXiv:2412.09925, the Transformer Cookbook and C-RASP: languages and string functions
-//! by hard and uniform attention, against programs that compute them directly.
+//! Yang, Strobl, Chiang and Angluin, arXiv:2412.09925, the Transformer Cookbook and C-RASP: languages and string
+//! functions by hard and uniform attention, against programs that compute them directly.
 
 use regard::{Align, Weighting};
 use regard_tests::Random;
@@ -30,8 +30,8 @@ fn majority() {
     }
 }
 
-/// Dyck-1: the uniform mean of the prefix times i + 1 is the depth; hard attention to the smallest depth finds whether it
-/// falls below 0. All words up to n = 10; softmax at temperature 1 / ln(4 n^2) is within 1/2 of the smallest depth.
+/// Dyck-1: the uniform mean of the prefix times i + 1 is the depth; hard attention to the smallest depth finds whether
+/// it falls below 0. All words up to n = 10; softmax at temperature 1 / ln(4 n^2) is within 1/2 of the smallest depth.
 #[test]
 fn balanced_brackets() {
     for n in 1..=LONGEST {
@@ -59,9 +59,9 @@ fn balanced_brackets() {
     }
 }
 
-/// Parity by lookup, the test of tie rules: with `a` ones, the query 2j = a has scores -(2j - a)^2 and values 2j; even iff
-/// the value is `a`. Unique-hard attention is right on all strings. Average-hard attention is wrong on every odd one, as
-/// the two neighbours a - 1 and a + 1 average to a: 1023 of the strings up to n = 10.
+/// Parity by lookup, the test of tie rules: with `a` ones, the query 2j = a has scores -(2j - a)^2 and values 2j; even
+/// iff the value is `a`. Unique-hard attention is right on all strings. Average-hard attention is wrong on every odd
+/// one, as the two neighbours a - 1 and a + 1 average to a: 1023 of the strings up to n = 10.
 #[test]
 fn parity_by_lookup() {
     let strings = |n: usize, a: usize| (0..a).fold(1, |product, i| product * (n - i) / (i + 1));
@@ -98,12 +98,8 @@ fn one_hot(letter: u8) -> [f32; LETTERS] {
 /// row of its output.
 fn induction(text: &[u8], copy: &Attention<'_>, attend: &Attention<'_>, level: Level) -> [f32; LETTERS] {
     let n = text.len();
-    let previous = Heads::one(
-        [n, n],
-        |i| [2.0 * (i as f32 - 1.0), -1.0],
-        |j| [j as f32, (j * j) as f32],
-        |j| one_hot(text[j]),
-    );
+    let previous =
+        Heads::one([n, n], |i| [2.0 * (i as f32 - 1.0), -1.0], |j| [j as f32, (j * j) as f32], |j| one_hot(text[j]));
     let before = previous.run(&copy.clone().causal(Align::TopLeft).strict(), level).out;
     // A column for the position, which breaks ties for softmax; its scores are less than those of a match.
     let wide = |letters: [f32; LETTERS], last: f32| [letters[0], letters[1], letters[2], letters[3], last];
@@ -117,8 +113,8 @@ fn induction(text: &[u8], copy: &Attention<'_>, attend: &Attention<'_>, level: L
     heads.run(attend, level).out.try_into().expect("one row")
 }
 
-/// For 'abcadbaca': rightmost gives what last followed an a (c), average the distribution of all that did (b, c and d, a
-/// third each); softmax with a positional term agrees with rightmost. Then random texts.
+/// For 'abcadbaca': rightmost gives what last followed an a (c), average the distribution of all that did (b, c and d,
+/// a third each); softmax with a positional term agrees with rightmost. Then random texts.
 #[test]
 fn induction_head() {
     let hard = plain(Weighting::HardLeft);

@@ -1,11 +1,11 @@
 //! What the papers behind the weightings state, as tests: golden values, bounds and identities, on every level of the
-//! machine and, where that says more, on the f64 reference. Each test names the paper and the statement; where the paper
-//! gives a bound, the bound is the tolerance.
+//! machine and, where that says more, on the f64 reference. Each test names the paper and the statement; where the
+//! paper gives a bound, the bound is the tolerance.
 //!
 //! - `spline`: Lai, Lim and Liu, "Attention is a smoothed cubic spline", arXiv:2408.09624
 //! - `polynomial`: Saratchandran et al., "Rethinking softmax", arXiv:2410.18613; power, Taylor and norms
-//! - `hard`, `formulas`, `languages`: Yang, Strobl, Chiang and Angluin, "Simulating hard attention using soft attention",
-//!   arXiv:2412.09925
+//! - `hard`, `formulas`, `languages`: Yang, Strobl, Chiang and Angluin, "Simulating hard attention using soft
+//!   attention", arXiv:2412.09925
 //! - `sigmoid`: Ramapuram et al., "Theory, analysis, and best practices for sigmoid self-attention", arXiv:2409.04431
 //! - `prefix`: Feng et al., "Attention as an RNN", arXiv:2405.13956
 //! - `regression`: Collins et al., "In-context learning with transformers", arXiv:2402.11639
@@ -25,29 +25,10 @@ mod spline;
 
 use regard::reference::{self, Row};
 use regard::{Attention, Execution, Isa, Level, Problem, Weighting};
-use regard_tests::{Layout, Output, Random, Tensor};
+use regard_tests::{Layout, Output, Random, Tensor, weightings};
 
 /// Half the distance from 1 to the next f32: the relative error of one rounding.
 const UNIT: f64 = f32::EPSILON as f64 / 2.0;
-
-/// Every weighting, with parameters that the papers use.
-fn weightings() -> Vec<Weighting> {
-    let mut all = vec![
-        Weighting::Softmax,
-        Weighting::HardLeft,
-        Weighting::HardRight,
-        Weighting::AverageHard,
-        Weighting::Relu,
-        Weighting::ReluSquared,
-        Weighting::Sigmoid { bias: regard::SigmoidBias::Constant(-1.0) },
-        Weighting::Sigmoid { bias: regard::SigmoidBias::NegLogN },
-        Weighting::Taylor2,
-        Weighting::Identity,
-    ];
-    all.extend((1..=8).map(|degree| Weighting::Polynomial { degree }));
-    all.extend([2, 4, 6, 8].map(|degree| Weighting::EvenPower { degree }));
-    all
-}
 
 /// Attention whose scores are the products `<q, k>` themselves, as constructions on paper have it.
 fn plain(weighting: Weighting) -> Attention<'static> {

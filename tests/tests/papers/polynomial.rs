@@ -1,6 +1,6 @@
-//! Saratchandran et al., "Rethinking softmax: self-attention with polynomial activations", arXiv:2410.18613: s^p / sqrt(N)
-//! element-wise, and norms of attention matrices; ReLU attention over n^a (Wortsman et al., arXiv:2309.08586); symmetric
-//! power attention (arXiv:2507.04239); the Taylor polynomial of Based.
+//! Saratchandran et al., "Rethinking softmax: self-attention with polynomial activations", arXiv:2410.18613: s^p /
+//! sqrt(N) element-wise, and norms of attention matrices; ReLU attention over n^a (Wortsman et al., arXiv:2309.08586);
+//! symmetric power attention (arXiv:2507.04239); the Taylor polynomial of Based.
 
 use regard::{Align, Count, RowScale, View, Weighting};
 use regard_tests::Random;
@@ -40,7 +40,10 @@ fn powers_are_element_wise() {
             let weights = Heads::scores(&scores).run(&poly(degree), level).out;
             for (weight, score) in weights.iter().zip(&scores) {
                 let want = f64::from(*score).powi(degree as i32);
-                assert!((f64::from(*weight) - want).abs() <= 4.0 * f64::from(f32::EPSILON) * want.abs(), "{score}^{degree}");
+                assert!(
+                    (f64::from(*weight) - want).abs() <= 4.0 * f64::from(f32::EPSILON) * want.abs(),
+                    "{score}^{degree}"
+                );
             }
         }
     });
@@ -110,8 +113,8 @@ fn norm(heads: &Heads, options: &Attention<'_>, level: Level) -> f64 {
     out.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt()
 }
 
-/// Theorem 1: 1 <= ||softmax||_F <= sqrt(N), with 1 for uniform rows and sqrt(N) for one-hot rows: ||hard||_F = sqrt(N), and
-/// ||average-hard||_F^2 = sum 1 / |M_i|.
+/// Theorem 1: 1 <= ||softmax||_F <= sqrt(N), with 1 for uniform rows and sqrt(N) for one-hot rows: ||hard||_F =
+/// sqrt(N), and ||average-hard||_F^2 = sum 1 / |M_i|.
 #[test]
 fn norms_of_attention_matrices() {
     let n = 48;
@@ -120,7 +123,9 @@ fn norms_of_attention_matrices() {
     let root = (n as f64).sqrt();
     let mut random = Random::new(3);
     // Row i has exactly i % 5 + 1 largest keys.
-    let ties: Vec<Vec<f32>> = (0..n).map(|i| (0..n).map(|j| if j <= i % 5 { 1.0 } else { random.uniform() as f32 - 0.5 }).collect()).collect();
+    let ties: Vec<Vec<f32>> = (0..n)
+        .map(|i| (0..n).map(|j| if j <= i % 5 { 1.0 } else { random.uniform() as f32 - 0.5 }).collect())
+        .collect();
     let tied: f64 = (0..n).map(|i| 1.0 / (i % 5 + 1) as f64).sum();
     each_level(|level| {
         for scale in [0.1, 1.0, 30.0] {
@@ -136,8 +141,8 @@ fn norms_of_attention_matrices() {
     });
 }
 
-/// For scores that are N(0, 1), E ||s^p / sqrt(N)||_F^2 = (2p - 1)!! N: the norm grows as sqrt(N), as softmax's bound does.
-/// For N = 196: 14, 24.2, 54.2.
+/// For scores that are N(0, 1), E ||s^p / sqrt(N)||_F^2 = (2p - 1)!! N: the norm grows as sqrt(N), as softmax's bound
+/// does. For N = 196: 14, 24.2, 54.2.
 #[test]
 fn norms_of_polynomial_matrices() {
     let n = 196;
@@ -162,7 +167,9 @@ fn relu_over_powers_of_n() {
     let n = 24;
     let heads = Heads::one([n, n], |_| [1.0], |_| [1.0], |_| [1.0]);
     each_level(|level| {
-        for (scale, a) in [(RowScale::None, 0.0), (RowScale::InvSqrtN, 0.5), (RowScale::InvN, 1.0), (RowScale::InvPower(2.0), 2.0)] {
+        for (scale, a) in
+            [(RowScale::None, 0.0), (RowScale::InvSqrtN, 0.5), (RowScale::InvN, 1.0), (RowScale::InvPower(2.0), 2.0)]
+        {
             let counts: [(Count, &dyn Fn(f64) -> f64); 3] =
                 [(Count::AllKeys, &|_| n as f64), (Count::Visible, &|seen| seen), (Count::Constant(50.0), &|_| 50.0)];
             for (count, length) in counts {
@@ -176,8 +183,8 @@ fn relu_over_powers_of_n() {
     });
 }
 
-/// Normalised even powers: a distribution that does not change with the scale of the queries, not even with its sign, bit
-/// for bit for powers of two; rows of zero scores give zeros.
+/// Normalised even powers: a distribution that does not change with the scale of the queries, not even with its sign,
+/// bit for bit for powers of two; rows of zero scores give zeros.
 #[test]
 fn even_powers_know_no_scale() {
     let heads = Heads::normal([1, 2, 1], [12, 50], [8, 5]);
@@ -191,15 +198,21 @@ fn even_powers_know_no_scale() {
             for factor in [3.0, -0.7, 100.0] {
                 // p relative roundings in every weight, and values below 5.
                 let tolerance = 5.0 * 16.0 * f64::from(degree) * UNIT * 8.0;
-                assert_close(&heads.scaled_queries(factor).run(&options, level).out, &widened(&out), tolerance, "scale");
+                assert_close(
+                    &heads.scaled_queries(factor).run(&options, level).out,
+                    &widened(&out),
+                    tolerance,
+                    "scale",
+                );
             }
             assert!(heads.run(&options.clone().scale(0.0), level).out.iter().all(|x| *x == 0.0));
         });
     }
 }
 
-/// Taylor-2 against the exponential: the relative error of 1 + s + s^2/2 is 1 %, 5 %, 10 % at s = 0.436, 0.818, 1.10 and at
-/// s = -0.358, -0.578, -0.705; where it is at most e for all scores, weights are those of softmax up to 2e / (1 - e).
+/// Taylor-2 against the exponential: the relative error of 1 + s + s^2/2 is 1 %, 5 %, 10 % at s = 0.436, 0.818, 1.10
+/// and at s = -0.358, -0.578, -0.705; where it is at most e for all scores, weights are those of softmax up to
+/// 2e / (1 - e).
 #[test]
 fn taylor_is_near_softmax() {
     let taylor = |s: f64| 1.0 + s + s * s / 2.0;
@@ -222,7 +235,7 @@ fn taylor_is_near_softmax() {
     }
 }
 
-/// 1 + s + s^2 / 2 is at least 1/2: every weight is positive, whatever the scores, and a row sum of Taylor weights is 1.
+/// 1 + s + s^2 / 2 is at least 1/2: every weight is positive, whatever the scores, and they add up to 1.
 #[test]
 fn taylor_weights_are_positive() {
     let mut random = Random::new(5);
@@ -232,6 +245,11 @@ fn taylor_weights_are_positive() {
         assert!(weights.iter().all(|weight| *weight > 0.0));
         assert!((weights.iter().map(|w| f64::from(*w)).sum::<f64>() - 1.0).abs() < 1e-6);
         // All at the vertex: uniform.
-        assert_close(&Heads::scores(&[-1.0; 8]).run(&plain(Weighting::Taylor2), level).out, &[0.125; 8], 1e-7, "uniform");
+        assert_close(
+            &Heads::scores(&[-1.0; 8]).run(&plain(Weighting::Taylor2), level).out,
+            &[0.125; 8],
+            1e-7,
+            "uniform",
+        );
     });
 }

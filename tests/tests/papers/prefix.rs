@@ -20,17 +20,13 @@ fn constant_query(keys: usize) -> Heads {
 #[test]
 fn recurrence_is_causal_attention() {
     let heads = constant_query(KEYS);
-    let scores = heads.reference(&plain(Weighting::Identity), regard::Isa::Portable);
-    // Identity attention over V = I gives the scores.
-    let mut identity = heads.clone();
-    identity.v = unit_values([1, 1, KEYS, KEYS]);
-    assert_eq!(scores.len(), KEYS * COLUMNS);
-    let scores = identity.reference(&plain(Weighting::Identity), regard::Isa::Portable);
+    // Identity attention has the scores as weights; they are the same for every row.
+    let scores = heads.reference_row(&plain(Weighting::Identity), [0, 0, 0]).weights;
     let (mut m, mut c, mut a) = (f64::NEG_INFINITY, 0.0, [0.0; COLUMNS]);
     let mut want = Vec::new();
-    for k in 0..KEYS {
-        let new = m.max(scores[k]);
-        let (old, fresh) = ((m - new).exp(), (scores[k] - new).exp());
+    for (k, score) in scores.into_iter().enumerate() {
+        let new = m.max(score);
+        let (old, fresh) = ((m - new).exp(), (score - new).exp());
         c = c * old + fresh;
         for (column, a) in a.iter_mut().enumerate() {
             *a = *a * old + fresh * f64::from(heads.v.get([0, 0, k, column]));
@@ -44,8 +40,8 @@ fn recurrence_is_causal_attention() {
     });
 }
 
-/// Appending a key and value after N gives the last row of N + 1, bit for bit, for every weighting whose n is not that of
-/// the whole sequence.
+/// Appending a key and value after N gives the last row of N + 1, bit for bit, for every weighting whose n is not that
+/// of the whole sequence.
 #[test]
 fn append_equals_prefill() {
     let heads = Heads::normal([1, 2, 1], [KEYS, KEYS], [8, COLUMNS]);
@@ -116,12 +112,17 @@ fn ranges_merge() {
                 assert!((merged - total).abs() <= 2e-6 * total.abs().max(1.0), "{merged} {total}");
             }
             let merged: Vec<f64> = (0..whole.out.len())
-                .map(|i| (0..3).map(|p| (lse[p][i / COLUMNS] - total[i / COLUMNS]).exp() * f64::from(parts[p].out[i])).sum())
+                .map(|i| {
+                    (0..3).map(|p| (lse[p][i / COLUMNS] - total[i / COLUMNS]).exp() * f64::from(parts[p].out[i])).sum()
+                })
                 .collect();
             assert_close(&whole.out, &merged, 4e-6, "softmax");
-            for weighting in [Weighting::Relu, Weighting::ReluSquared, Weighting::Identity, Weighting::Polynomial { degree: 3 }] {
+            for weighting in
+                [Weighting::Relu, Weighting::ReluSquared, Weighting::Identity, Weighting::Polynomial { degree: 3 }]
+            {
                 let (parts, whole) = run(plain(weighting));
-                let sum: Vec<f64> = (0..whole.out.len()).map(|i| parts.iter().map(|part| f64::from(part.out[i])).sum()).collect();
+                let sum: Vec<f64> =
+                    (0..whole.out.len()).map(|i| parts.iter().map(|part| f64::from(part.out[i])).sum()).collect();
                 let size = sum.iter().fold(1.0_f64, |most, x| most.max(x.abs()));
                 assert_close(&whole.out, &sum, size * 1e-5, "a pointwise weighting");
             }
@@ -147,11 +148,20 @@ fn selections_merge() {
                 all[first..first + weights.len()].copy_from_slice(&weights);
                 all
             };
-            let left = if max(a) >= max(b) { spread(run(a, Weighting::HardLeft), 0) } else { spread(run(b, Weighting::HardLeft), cut) };
+            let left = if max(a) >= max(b) {
+                spread(run(a, Weighting::HardLeft), 0)
+            } else {
+                spread(run(b, Weighting::HardLeft), cut)
+            };
             assert_eq!(run(&scores, Weighting::HardLeft), left);
-            let right = if max(b) >= max(a) { spread(run(b, Weighting::HardRight), cut) } else { spread(run(a, Weighting::HardRight), 0) };
+            let right = if max(b) >= max(a) {
+                spread(run(b, Weighting::HardRight), cut)
+            } else {
+                spread(run(a, Weighting::HardRight), 0)
+            };
             assert_eq!(run(&scores, Weighting::HardRight), right);
-            let (ca, cb) = (if max(a) >= max(b) { count(a) } else { 0.0 }, if max(b) >= max(a) { count(b) } else { 0.0 });
+            let (ca, cb) =
+                (if max(a) >= max(b) { count(a) } else { 0.0 }, if max(b) >= max(a) { count(b) } else { 0.0 });
             let [wa, wb] = [spread(run(a, Weighting::AverageHard), 0), spread(run(b, Weighting::AverageHard), cut)];
             let average: Vec<f64> = wa.iter().zip(&wb).map(|(a, b)| f64::from((a * ca + b * cb) / (ca + cb))).collect();
             assert_close(&run(&scores, Weighting::AverageHard), &average, 1e-7, "average");

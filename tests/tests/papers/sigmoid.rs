@@ -75,7 +75,9 @@ fn meanings_of_n() {
     let options = plain(Weighting::Sigmoid { bias: SigmoidBias::NegLogN }).causal(Align::TopLeft);
     each_level(|level| {
         let sums = |count| heads.run(&options.clone().count(count), level).out;
-        let want = |n: &dyn Fn(f64) -> f64| (1..=12).map(|seen| f64::from(seen) / (n(f64::from(seen)) + 1.0)).collect::<Vec<_>>();
+        let want = |n: &dyn Fn(f64) -> f64| {
+            (1..=12).map(|seen| f64::from(seen) / (n(f64::from(seen)) + 1.0)).collect::<Vec<_>>()
+        };
         assert_close(&sums(Count::AllKeys), &want(&|_| 12.0), 1e-6, "all keys");
         assert_close(&sums(Count::Visible), &want(&|seen| seen), 1e-6, "visible keys");
         assert_close(&sums(Count::Constant(2048.0)), &want(&|_| 2048.0), 1e-6, "a constant");
@@ -84,8 +86,8 @@ fn meanings_of_n() {
     });
 }
 
-/// Unlike softmax, sigmoid sees a constant that is added to a row of scores: as a change of b. And it is pointwise: more
-/// keys leave the weights of the others alone.
+/// Unlike softmax, sigmoid sees a constant that is added to a row of scores: as a change of b. And it is pointwise:
+/// more keys leave the weights of the others alone.
 #[test]
 fn it_is_not_shift_invariant_and_pointwise() {
     let scores = [-1.5, 0.25, 2.0, 0.0];

@@ -1,8 +1,8 @@
 //! Lai, Lim and Liu, "Attention is a smoothed cubic spline", arXiv:2408.09624: with ReLU in the place of softmax,
 //! attention is a cubic spline in its tokens.
 //!
-//! Tokens move along a line, X(t) = X0 + t D, and Q, K and V are linear in X; everything is a small multiple of a power of
-//! two, so that the f64 reference is exact and differences of a polynomial vanish without any tolerance.
+//! Tokens move along a line, X(t) = X0 + t D, and Q, K and V are linear in X; everything is a small multiple of a power
+//! of two, so that the f64 reference is exact and differences of a polynomial vanish without any tolerance.
 
 use regard::{Align, Attention, Weighting};
 use regard_tests::{Layout, Random, Tensor};
@@ -90,8 +90,8 @@ fn difference(values: &[f64]) -> f64 {
 }
 
 /// A polynomial of degree `degree` along `at(0), at(1), ...`: differences of order `degree + 1` vanish, exactly in the
-/// reference, to rounding in the kernels, and differences of order `degree` do not.
-fn assert_polynomial(options: &Attention<'_>, degree: usize, at: impl Fn(usize) -> Heads) {
+/// reference, to rounding in the kernels. Gives whether some output has the full degree.
+fn assert_polynomial(options: &Attention<'_>, degree: usize, at: impl Fn(usize) -> Heads) -> bool {
     let points: Vec<Heads> = (0..degree + 2).map(at).collect();
     let isa = regard::Isa::Portable;
     let exact: Vec<Vec<f64>> = points.iter().map(|heads| heads.reference(options, isa)).collect();
@@ -104,7 +104,6 @@ fn assert_polynomial(options: &Attention<'_>, degree: usize, at: impl Fn(usize) 
         assert_eq!(difference(&column(&exact, element)), 0.0, "degree {degree}, element {element}");
         moves = moves.max(difference(&column(&exact, element)[..=degree]).abs());
     }
-    assert!(moves > 0.0, "some output has the full degree");
     each_level(|level| {
         let outs: Vec<Vec<f64>> = points.iter().map(|heads| widened(&heads.run(options, level).out)).collect();
         for element in 0..TOKENS * WIDTH {
@@ -112,6 +111,7 @@ fn assert_polynomial(options: &Attention<'_>, degree: usize, at: impl Fn(usize) 
             assert!(difference.abs() <= tolerance, "{}: {difference:e} > {tolerance:e}", level.isa());
         }
     });
+    moves > 0.0
 }
 
 /// `sum |w v|` of each row.
@@ -119,7 +119,9 @@ fn largest_sum(heads: &Heads, options: &Attention<'_>) -> Vec<f64> {
     (0..TOKENS)
         .map(|i| {
             let weights = heads.reference_row(options, [0, 0, i]).weights;
-            let product = |j: usize| weights[j].abs() * f64::from(heads.v.get([0, 0, j, 0]).abs().max(heads.v.get([0, 0, j, 1]).abs()));
+            let product = |j: usize| {
+                weights[j].abs() * f64::from(heads.v.get([0, 0, j, 0]).abs().max(heads.v.get([0, 0, j, 1]).abs()))
+            };
             (0..TOKENS).map(product).sum()
         })
         .collect()
@@ -127,16 +129,23 @@ fn largest_sum(heads: &Heads, options: &Attention<'_>) -> Vec<f64> {
 
 /// Lines that have an interval of this width without a knot.
 fn lines(width: f64) -> impl Iterator<Item = (Line, f64)> {
-    (0..40).map(|seed| Line::random(seed, 2)).filter_map(move |line| Some((line.window(width, false)?, line))).map(|(t, line)| (line, t)).take(8)
+    (0..40)
+        .map(|seed| Line::random(seed, 2))
+        .filter_map(move |line| Some((line.window(width, false)?, line)))
+        .map(|(t, line)| (line, t))
+        .take(8)
 }
 
 /// arXiv:2408.09624, attention and masked attention are cubic splines: between knots, differences of order 4 are 0.
 #[test]
 fn relu_attention_is_cubic_between_knots() {
     for options in [plain(Weighting::Relu), plain(Weighting::Relu).causal(Align::TopLeft)] {
-        for (line, t) in lines(0.5) {
-            assert_polynomial(&options, 3, |point| line.heads(t + point as f64 / 8.0, t + point as f64 / 8.0));
-        }
+        let full = lines(0.5)
+            .filter(|(line, t)| {
+                assert_polynomial(&options, 3, |point| line.heads(t + point as f64 / 8.0, t + point as f64 / 8.0))
+            })
+            .count();
+        assert!(full >= 4, "only {full} lines have the full degree");
     }
 }
 
@@ -144,9 +153,12 @@ fn relu_attention_is_cubic_between_knots() {
 #[test]
 fn squared_relu_attention_is_quintic_between_knots() {
     for options in [plain(Weighting::ReluSquared), plain(Weighting::ReluSquared).causal(Align::TopLeft)] {
-        for (line, t) in lines(0.75) {
-            assert_polynomial(&options, 5, |point| line.heads(t + point as f64 / 8.0, t + point as f64 / 8.0));
-        }
+        let full = lines(0.75)
+            .filter(|(line, t)| {
+                assert_polynomial(&options, 5, |point| line.heads(t + point as f64 / 8.0, t + point as f64 / 8.0))
+            })
+            .count();
+        assert!(full >= 4, "only {full} lines have the full degree");
     }
 }
 
@@ -159,8 +171,8 @@ fn relu_cross_attention_is_quadratic_in_keys_and_linear_in_queries() {
         x.iter_mut().flatten().for_each(|x| *x = x.abs() + 1.0);
     }
     line.maps.iter_mut().flatten().flatten().for_each(|x| *x = x.abs() + 1.0);
-    assert_polynomial(&plain(Weighting::Relu), 2, |point| line.heads(1.0, point as f64));
-    assert_polynomial(&plain(Weighting::Relu), 1, |point| line.heads(point as f64, 1.0));
+    assert!(assert_polynomial(&plain(Weighting::Relu), 2, |point| line.heads(1.0, point as f64)));
+    assert!(assert_polynomial(&plain(Weighting::Relu), 1, |point| line.heads(point as f64, 1.0)));
 }
 
 /// Polynomial attention has no knots: one polynomial of degree 2p + 1 (identity: p = 1).
@@ -171,9 +183,10 @@ fn polynomial_attention_has_one_piece() {
         for degree in 1..=4_u32 {
             let start = -f64::from(degree);
             let at = |point: usize| line.heads(start + point as f64, start + point as f64);
-            assert_polynomial(&plain(Weighting::Polynomial { degree }), 2 * degree as usize + 1, at);
+            assert!(assert_polynomial(&plain(Weighting::Polynomial { degree }), 2 * degree as usize + 1, at));
         }
-        assert_polynomial(&plain(Weighting::Identity), 3, |point| line.heads(point as f64 - 1.0, point as f64 - 1.0));
+        let at = |point: usize| line.heads(point as f64 - 1.0, point as f64 - 1.0);
+        assert!(assert_polynomial(&plain(Weighting::Identity), 3, at));
     }
 }
 
@@ -188,15 +201,16 @@ fn knots_and_softmax_are_noticed() {
             .fold(0.0, f64::max)
     };
     let mut bends = 0;
-    for seed in 0..8 {
+    for seed in 0..40 {
         let line = Line::random(seed, 2);
         if let Some(t) = line.window(0.5, true) {
             bends += usize::from(fourth(&plain(Weighting::Relu), &line, t) > 1e-3);
         }
     }
-    assert!(bends >= 4, "only {bends} of 8 lines bend at a knot");
-    let (line, t) = lines(0.5).next().expect("there is a line");
-    assert!(fourth(&plain(Weighting::Softmax), &line, t) > 1e-6);
+    assert!(bends >= 10, "only {bends} of 40 lines bend at a knot");
+    assert!(
+        lines(0.5).filter(|(line, t)| fourth(&plain(Weighting::Softmax).scale(0.01), line, *t) > 1e-9).count() >= 4
+    );
 }
 
 /// The smallest spline: Q = K = V = X = (1, t) gives o_1 = 1 + t relu(t) and o_2 = relu(t) + t^3. Exact in f32.
@@ -235,7 +249,10 @@ fn homogeneity() {
         assert!(holds(Weighting::Relu, -1.0, -1.0));
         for degree in 1..=8_u32 {
             for c in [2.0_f32, 0.5, -1.0, -2.0] {
-                assert!(holds(Weighting::Polynomial { degree }, c, c.powi(2 * degree as i32 + 1)), "s^{degree}, c = {c}");
+                assert!(
+                    holds(Weighting::Polynomial { degree }, c, c.powi(2 * degree as i32 + 1)),
+                    "s^{degree}, c = {c}"
+                );
             }
         }
         assert!(holds(Weighting::Identity, -2.0, -8.0));
@@ -280,7 +297,8 @@ fn through_state(heads: &Heads) -> Vec<f64> {
     let get = |tensor: &Tensor, head, row, column| f64::from(tensor.get([0, head, row, column]));
     let mut out = Vec::new();
     for head in 0..h {
-        let state = |a: usize, c: usize| (0..keys).map(|j| get(&heads.k, head, j, a) * get(&heads.v, head, j, c)).sum::<f64>();
+        let state =
+            |a: usize, c: usize| (0..keys).map(|j| get(&heads.k, head, j, a) * get(&heads.v, head, j, c)).sum::<f64>();
         for i in 0..n {
             out.extend((0..d_v).map(|c| (0..d).map(|a| get(&heads.q, head, i, a) * state(a, c)).sum::<f64>()));
         }
@@ -292,7 +310,12 @@ fn through_state(heads: &Heads) -> Vec<f64> {
 /// piecewise linear function f(x) = sum of slope changes times relu(x - knot), each as ReLU attention over a few keys.
 #[test]
 fn bricks_of_splines() {
-    let product = Heads::batch([81, 1, 2], |_, _| [1.0], |b, j| [if j == 0 { y(b) } else { -y(b) }], |b, j| [if j == 0 { x(b) } else { -x(b) }]);
+    let product = Heads::batch(
+        [81, 1, 2],
+        |_, _| [1.0],
+        |b, j| [if j == 0 { y(b) } else { -y(b) }],
+        |b, j| [if j == 0 { x(b) } else { -x(b) }],
+    );
     let absolute = Heads::batch([81, 1, 2], |b, _| [x(b)], |_, j| [if j == 0 { 1.0 } else { -1.0 }], |_, _| [1.0]);
     // max(x, y) = x + relu(y - x), with x = relu(x) - relu(-x).
     let larger = Heads::batch(
@@ -302,7 +325,12 @@ fn bricks_of_splines() {
         |_, j| [[1.0, -1.0, 1.0][j]],
     );
     // 0 up to -2, up to 6 at 1 with slope 2, down to 0 at 3 with slope -3, flat after.
-    let hat = Heads::batch([81, 1, 3], |b, _| [x(b), 1.0], |_, j| [[1.0, 2.0], [1.0, -1.0], [1.0, -3.0]][j], |_, j| [[2.0, -5.0, 3.0][j]]);
+    let hat = Heads::batch(
+        [81, 1, 3],
+        |b, _| [x(b), 1.0],
+        |_, j| [[1.0, 2.0], [1.0, -1.0], [1.0, -3.0]][j],
+        |_, j| [[2.0, -5.0, 3.0][j]],
+    );
     each_level(|level| {
         let run = |heads: &Heads| heads.run(&plain(Weighting::Relu), level).out;
         let want = |f: &dyn Fn(f32, f32) -> f32| (0..81).map(|b| f(x(b), y(b))).collect::<Vec<_>>();
