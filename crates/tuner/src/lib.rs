@@ -7,6 +7,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod inputs;
 pub mod measure;
 pub mod pin;
+pub mod search;
+pub mod shapes;
 pub mod stats;

@@ -19,10 +19,12 @@
 
 use std::time::Instant;
 
+mod against;
 mod ceiling;
 mod compare;
 mod stopwatch;
 
+pub use against::measure_against;
 pub use ceiling::{Ceilings, FmaProbe, Probes, ReadProbe};
 pub use compare::{Comparison, RoundRobin, compare, round_robin};
 

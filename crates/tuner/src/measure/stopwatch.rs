@@ -1,6 +1,6 @@
 //! The time that work takes, without the time that it has to wait for its core.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Measures the time since its start, less the time in which the calling thread was ready to run and another thread had
 /// its core.
@@ -13,17 +13,39 @@ pub(super) struct Stopwatch {
     waited: u64,
 }
 
+/// Reading both clocks takes a microsecond. If it takes longer than this, the thread had to wait between them, and they
+/// are read again: on a busy machine that happens often, as threads are made to wait when they return from the system.
+const AT_ONCE: Duration = Duration::from_micros(20);
+
+/// Readings of both clocks before they are taken as they are.
+const ATTEMPTS: usize = 5;
+
 impl Stopwatch {
     pub(super) fn start() -> Self {
-        let waited = waited();
-        Self { start: Instant::now(), waited }
+        let mut attempt = 1;
+        loop {
+            let before = Instant::now();
+            let waited = waited();
+            let start = Instant::now();
+            if start - before < AT_ONCE || attempt == ATTEMPTS {
+                return Self { start, waited };
+            }
+            attempt += 1;
+        }
     }
 
     /// Seconds since the start, on the thread that started.
     pub(super) fn seconds(&self) -> f64 {
-        let elapsed = self.start.elapsed().as_secs_f64();
-        let waited = waited().saturating_sub(self.waited) as f64 / 1e9;
-        // More than there was: the thread had to wait between the two clocks of one end. A rare sample, left to the
+        let mut attempt = 1;
+        let (elapsed, waited) = loop {
+            let elapsed = self.start.elapsed();
+            let waited = waited();
+            if self.start.elapsed() - elapsed < AT_ONCE || attempt == ATTEMPTS {
+                break (elapsed.as_secs_f64(), waited.saturating_sub(self.waited) as f64 / 1e9);
+            }
+            attempt += 1;
+        };
+        // More than there was: the thread had to wait between the two clocks all the same. A rare sample, left to the
         // medians.
         if waited < elapsed { elapsed - waited } else { elapsed }
     }
@@ -57,8 +79,6 @@ fn wait_in(schedstat: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
