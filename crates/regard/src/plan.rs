@@ -66,7 +66,7 @@ impl Plan {
                 (kernel, config.key_block, config.query_block, Reason::Profile(Box::new(entry.clone())))
             }
             None => {
-                let kernel = &kernels(level)[0];
+                let kernel = default_kernel(level, problem.shape.queries);
                 let modelled = tiles(&setup.machine.caches, tile_query(kernel, &problem.shape));
                 match problem.options.numerics {
                     Numerics::Machine => (kernel, modelled.key_block, modelled.query_block, Reason::Model),
@@ -178,6 +178,14 @@ impl Plan {
     pub fn explain(&self) -> impl fmt::Display + '_ {
         Explanation(self)
     }
+}
+
+/// The kernel to use when nothing was measured: the first of its level, or a single vector of lanes where it holds all
+/// queries. Kernels of one level give the same bits.
+fn default_kernel(level: Level, queries: usize) -> &'static Kernel {
+    let kernels = kernels(level);
+    let narrow = kernels.iter().find(|kernel| kernel.tile.vectors == 1 && queries <= kernel.tile.rows);
+    narrow.unwrap_or(&kernels[0])
 }
 
 /// The query block, halved while there are fewer than [`FEW_TASKS`] tasks. It has no influence on the bits of a result.

@@ -12,7 +12,7 @@ use crate::error::CliError;
 use crate::output;
 use crate::problem_args::{Layout, ProblemArgs, WeightingName};
 use crate::setup::{self, Threads};
-use crate::tensors::{File, Reader, Tensor, Writer};
+use crate::tensors::{File, Reader, Tensor, Writer, list};
 
 /// Computes attention on the tensors q, k and v of a safetensors file.
 #[derive(Debug, Args)]
@@ -98,11 +98,11 @@ pub(crate) fn run(args: AttendArgs, global: &Global) -> Result<(), CliError> {
             args.problem.weighting.name()
         )));
     }
-    let setup = setup::detect(&args.problem)?;
+    let setup = setup::detect(args.problem.no_profile)?;
     let inputs = Inputs::read(&args)?;
     let problem = inputs.problem(options, args.problem.layout)?;
     let plan = Plan::new(&problem, &setup);
-    let threads = Threads::new(&args.problem, &setup.machine)?;
+    let threads = Threads::new(args.problem.threads, &setup.machine)?;
     let writer = Writer::new(&args.output)?;
 
     let shape = problem.shape();
@@ -164,7 +164,7 @@ impl Summary<'_> {
             text += &format!(", lse {lse:?}");
         }
         if !self.ignored_tensors.is_empty() {
-            text += &format!("\nignored   tensors of other names: {}", self.ignored_tensors.join(", "));
+            text += &format!("\nignored   tensors of other names: {}", list(self.ignored_tensors));
         }
         text
     }

@@ -35,7 +35,7 @@ pub(crate) enum Command {
     /// Show the machine: CPU, caches, cores, instruction-set levels, kernels, profile
     Info(InfoArgs),
     /// Compute attention on tensors in a safetensors file
-    Attend(AttendArgs),
+    Attend(Box<AttendArgs>),
     /// Measure a problem against the peak and the bandwidth of the machine, in one interleaved run
     Bench(Box<BenchArgs>),
     /// Find the best kernels and block sizes for this machine, and keep them in a profile

@@ -57,7 +57,7 @@ struct Explanation<'a> {
 pub(crate) fn run(args: ExplainArgs, global: &Global) -> Result<(), CliError> {
     let options = args.problem.attention()?;
     let shape = args.shape.shape()?;
-    let setup = setup::detect(&args.problem)?;
+    let setup = setup::detect(args.problem.no_profile)?;
     let stand = Stand::new(shape);
     let [q, k, v] = stand.views()?;
     let problem = Problem::new(&options, q, k, v)?;

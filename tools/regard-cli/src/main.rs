@@ -6,12 +6,14 @@
 
 mod attend;
 mod bench;
+mod check;
 mod cli;
 mod error;
 mod explain;
 mod info;
 mod output;
 mod problem_args;
+mod progress;
 mod setup;
 mod shape_args;
 mod tensors;
@@ -45,7 +47,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
     match cli.command {
         None => tour::run(&global),
         Some(Command::Info(args)) => info::run(args, &global),
-        Some(Command::Attend(args)) => attend::run(args, &global),
+        Some(Command::Attend(args)) => attend::run(*args, &global),
         Some(Command::Bench(args)) => bench::run(*args, &global),
         Some(Command::Tune(args)) => tune::run(args, &global),
         Some(Command::Explain(args)) => explain::run(*args, &global),

@@ -164,8 +164,8 @@ impl Layout {
 /// Keys to the left and to the right of the query's position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Window {
-    left: Option<usize>,
-    right: Option<usize>,
+    pub(crate) left: Option<usize>,
+    pub(crate) right: Option<usize>,
 }
 
 impl ProblemArgs {

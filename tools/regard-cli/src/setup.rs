@@ -5,20 +5,21 @@ use regard::{Execution, Level, Setup, kernel_set};
 use regard_profile::{Found, Machine};
 
 use crate::error::CliError;
-use crate::problem_args::ProblemArgs;
 
-/// The machine, with its profile unless `--no-profile` says otherwise.
+/// The machine, with its profile unless `no_profile` says otherwise.
 ///
 /// The library sets a profile aside that cannot be used. Here it is an error: somebody made it, and would want to know.
-pub(crate) fn detect(args: &ProblemArgs) -> Result<Setup, CliError> {
+pub(crate) fn detect(no_profile: bool) -> Result<Setup, CliError> {
     let level = Level::from_env()?;
     let machine = Machine::detect();
-    let profile = match args.no_profile {
+    let profile = match no_profile {
         true => None,
         false => match regard_profile::find(&machine, &kernel_set()) {
             Found::None => None,
             Found::Loaded { profile, .. } => Some(*profile),
-            Found::Rejected { error, .. } => return Err(CliError::Profile(error)),
+            Found::Rejected { error, .. } => {
+                return Err(CliError::Input(format!("{error}; --no-profile computes without it")));
+            }
         },
     };
     Ok(Setup { level, machine, profile })
@@ -29,12 +30,12 @@ pub(crate) fn detect(args: &ProblemArgs) -> Result<Setup, CliError> {
 pub(crate) struct Threads(Option<ThreadPool>);
 
 impl Threads {
-    /// As many as `--threads` says, or else one for each core that this process may use.
+    /// As many as asked for, or else one for each core that this process may use.
     ///
     /// # Errors
     /// [`CliError::Failed`] if the system does not grant that many.
-    pub(crate) fn new(args: &ProblemArgs, machine: &Machine) -> Result<Self, CliError> {
-        let threads = args.threads.map_or_else(|| machine.cores.usable(), usize::from);
+    pub(crate) fn new(threads: Option<u16>, machine: &Machine) -> Result<Self, CliError> {
+        let threads = threads.map_or_else(|| machine.cores.usable(), usize::from);
         if threads == 1 {
             return Ok(Self(None));
         }

@@ -119,7 +119,7 @@ impl<'a> Reader<'a> {
             return self.error(name, &error.to_string());
         }
         let names = self.names();
-        let has = if names.is_empty() { "no tensors at all".to_owned() } else { names.join(", ") };
+        let has = if names.is_empty() { "no tensors at all".to_owned() } else { list(&names) };
         self.error(name, &format!("is missing; the file has {has}"))
     }
 
@@ -128,6 +128,13 @@ impl<'a> Reader<'a> {
         names.sort_unstable();
         names
     }
+}
+
+/// The first names, and how many more there are.
+pub(crate) fn list(names: &[String]) -> String {
+    const SHOWN: usize = 12;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    if names.len() <= SHOWN { shown } else { format!("{shown} and {} more", names.len() - SHOWN) }
 }
 
 /// A file to be written: at its path there is the old file or the new one, and nothing in between.
@@ -172,9 +179,14 @@ impl Writer {
     }
 }
 
-/// The system's own words: the temporary file's name, which the error was given besides, says nothing to the user.
+/// The reason alone: the temporary file's name, which the error was given besides, says nothing to the user.
 fn bare(error: std::io::Error) -> std::io::Error {
-    error.raw_os_error().map_or_else(|| std::io::Error::from(error.kind()), std::io::Error::from_raw_os_error)
+    use std::io::{Error, ErrorKind};
+    match error.kind() {
+        ErrorKind::NotFound => Error::other("its directory does not exist"),
+        ErrorKind::NotADirectory => Error::other("its directory is not one"),
+        kind => Error::from(kind),
+    }
 }
 
 /// f32 as a file holds them.

@@ -1,0 +1,70 @@
+//! The options of a problem as JSON.
+
+use clap::ValueEnum;
+use regard::{Align, Count, SigmoidBias};
+use serde_json::{Map, Value, json};
+
+use crate::problem_args::{ProblemArgs, Window};
+
+/// The weighting, the layout, the causal mask (null for none), and every other option that was given, under its name on
+/// the command line with `_` for `-`.
+pub(super) fn to_json(problem: &ProblemArgs) -> Map<String, Value> {
+    let mut options = Map::new();
+    let mut put = |name: &str, value: Value| options.insert(name.to_owned(), value);
+    put("weighting", problem.weighting.name().into());
+    put("layout", problem.layout.name().into());
+    put("causal", problem.causal.map(align).into());
+    let numbers = [
+        ("coefficient", problem.coefficient),
+        ("scale", problem.scale),
+        ("softcap", problem.softcap),
+        ("temperature", problem.temperature),
+        ("schedule_factor", problem.schedule_factor),
+    ];
+    let given = [
+        ("degree", problem.degree.map(Value::from)),
+        ("row_scale", problem.row_scale.map(name)),
+        ("temperature_schedule", problem.temperature_schedule.map(name)),
+        ("anti_causal", problem.anti_causal.map(align)),
+        ("align", problem.align.map(align)),
+        ("strict", problem.strict.then_some(Value::Bool(true))),
+        ("window", problem.window.map(|Window { left, right }| json!([left, right]))),
+        ("sigmoid_bias", problem.sigmoid_bias.map(sigmoid_bias)),
+        ("n", count(problem.n)),
+    ];
+    let numbers = numbers.map(|(name, number)| (name, number.map(Value::from)));
+    for (name, value) in numbers.into_iter().chain(given) {
+        if let Some(value) = value {
+            put(name, value);
+        }
+    }
+    options
+}
+
+fn name(value: impl ValueEnum) -> Value {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).into()
+}
+
+fn align(align: Align) -> Value {
+    match align {
+        Align::TopLeft => "top-left".into(),
+        Align::BottomRight => "bottom-right".into(),
+        Align::Offset(offset) => offset.into(),
+    }
+}
+
+fn sigmoid_bias(bias: SigmoidBias) -> Value {
+    match bias {
+        SigmoidBias::Constant(bias) => bias.into(),
+        SigmoidBias::NegLogN => "neg-log-n".into(),
+    }
+}
+
+/// Nothing for the default.
+fn count(n: Count) -> Option<Value> {
+    match n {
+        Count::AllKeys => None,
+        Count::Visible => Some("visible".into()),
+        Count::Constant(n) => Some(n.into()),
+    }
+}

@@ -1,0 +1,96 @@
+//! `regard tune`: the profile that it writes, and that the other commands use it.
+
+mod common;
+
+use std::process::Output;
+
+use common::*;
+use serde_json::Value;
+
+#[track_caller]
+fn tuned(place: &Place, args: &[&str]) -> String {
+    let output = place.run(args);
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    assert!(stderr(&output).contains("0 %"), "progress in lines");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(place: &Place, args: &[&str]) -> Value {
+    serde_json::from_str(&tuned(place, args)).unwrap()
+}
+
+/// Enough for a class or two, also in an emulator.
+const BUDGET: &str = if cfg!(target_arch = "aarch64") { "60" } else { "2" };
+
+const BRIEF: [&str; 5] = ["tune", "--quick", "--budget", BUDGET, "--json"];
+
+#[test]
+fn the_profile_is_written_and_used() {
+    let place = Place::new();
+    let summary = json(&place, &BRIEF);
+    assert_eq!(summary["written"], true);
+    let path = summary["path"].as_str().unwrap();
+    assert!(std::path::Path::new(path).starts_with(place.path("regard")), "{path}");
+    let entries = summary["profile"]["entries"].as_array().unwrap();
+    assert!(!entries.is_empty());
+    let key_block = &entries[0]["config"]["key_block"];
+    assert!(entries.iter().all(|entry| entry["config"]["key_block"] == *key_block));
+    assert!(summary["profile"]["measured"]["read_gbytes_per_s"].as_f64().unwrap() > 0.0);
+
+    let info: Value = serde_json::from_str(&place.succeed(&["info", "--json"])).unwrap();
+    assert_eq!(info["profile"]["state"], "loaded");
+    assert_eq!(info["profile"]["entries"], entries.len());
+    let plan: Value = serde_json::from_str(&place.succeed(&["explain", "--json"])).unwrap();
+    assert_eq!(plan["key_block"], *key_block);
+    assert!(plan["why"].as_str().unwrap().contains("profile entry"));
+    let plan: Value = serde_json::from_str(&place.succeed(&["explain", "--json", "--no-profile"])).unwrap();
+    assert!(plan["profile_entry"].is_null());
+}
+
+#[test]
+fn entries_of_other_levels_are_kept() {
+    let place = Place::new();
+    let out = place.path("mine.json");
+    let out = out.to_str().unwrap();
+    let best = json(&place, &["tune", "--quick", "--budget", BUDGET, "--out", out, "--json"]);
+    let both = json(&place, &["tune", "--quick", "--budget", BUDGET, "--out", out, "--json", "--isa", "portable"]);
+    let of = |summary: &Value, isa: &str| -> Vec<Value> {
+        let entries = summary["profile"]["entries"].as_array().unwrap();
+        entries.iter().filter(|entry| entry["class"]["isa"] == isa).cloned().collect()
+    };
+    let isa = regard::Level::from_env().unwrap().isa().name();
+    assert!(!of(&both, "portable").is_empty());
+    if isa != "portable" {
+        assert_eq!(of(&best, isa), of(&both, isa));
+    }
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let place = Place::new();
+    let text = tuned(&place, &["tune", "--quick", "--budget", BUDGET, "--dry-run"]);
+    for part in ["class", "key block", "query block", "of peak", "of model", "confidence", "wrote       nothing"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn bad_options_are_one_line() {
+    let place = Place::new();
+    assert!(place.fail(&["tune", "--isa", "sse9"], 4).contains("sse9"));
+    assert!(place.fail(&["tune", "--budget", "soon"], 2).contains("--budget"));
+    assert!(place.fail(&["tune", "--out", place.path("").to_str().unwrap()], 5).contains("not a regular file"));
+    let homeless = place.command(&["tune"]).env_remove("XDG_DATA_HOME").env_remove("HOME").output().unwrap();
+    assert!(failed(&homeless, 3).contains("--out"));
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn without_time_the_old_profile_stays() {
+    let place = Place::new();
+    let out = place.path("mine.json");
+    let Output { status, .. } = place.run(&["tune", "--quick", "--budget", "0", "--out", out.to_str().unwrap()]);
+    assert_eq!(status.code(), Some(1));
+    assert!(!out.exists());
+}
