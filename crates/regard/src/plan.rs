@@ -279,10 +279,8 @@ impl fmt::Display for Key {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Model => {
-                f.write_str("no profile for this machine: the first kernel of the level, tiles by cache sizes")
-            }
-            Self::Portable => f.write_str("portable numerics: a fixed key block, and the first kernel of the level"),
+            Self::Model => f.write_str("no profile entry for this level: the default kernel, tiles by cache sizes"),
+            Self::Portable => f.write_str("portable numerics: a fixed key block, and the default kernel"),
             Self::Profile(entry) => {
                 let Class { head_dim, value_dim, keys, queries, .. } = entry.class;
                 write!(
