@@ -1,6 +1,7 @@
 //! Real attention inputs: Q, K and V of layers 0 and 5 of all-MiniLM-L6-v2 on two texts, two batch entries of 12 heads,
 //! 192 positions of which the second text fills fewer, width 32; and the output of softmax attention, computed in f64
 //! and rounded to f32. The file says where they come from.
+#![forbid(unsafe_code)]
 
 use std::sync::OnceLock;
 

@@ -1,5 +1,6 @@
 //! Properties that hold for all shapes, masks and layouts, on random ones. Failures shrink to small shapes; all data
 //! come from a seed that is part of the case.
+#![forbid(unsafe_code)]
 
 use proptest::prelude::*;
 use regard::{Align, Execution, Level, Temperature, View, ViewError, ViewMut, Weighting};

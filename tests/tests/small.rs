@@ -1,5 +1,6 @@
 //! The portable path at sizes that an interpreter can run: under Miri this finds reads and writes out of bounds, uninitialised
 //! memory and aliasing mistakes in everything between a view and a kernel. Natively it is a quick sanity check.
+#![forbid(unsafe_code)]
 
 use regard::{
     Align, Attention, Count, Execution, Isa, Level, Plan, Pointwise, Problem, RowScale, Setup, SigmoidBias, Simd, View,

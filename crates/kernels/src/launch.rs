@@ -13,7 +13,7 @@ use crate::lanes::args::{Alibi, Count, Head, RowRules, Schedule, Shift, Temperat
 use crate::lanes::scratch::{Layout, Sizes};
 use crate::mask::{Band, Matrix};
 use crate::table::{KEY_BLOCKS, Kernel, kernels};
-use crate::view::{View, ViewMut};
+use crate::view::{View, ViewMut, head_offset};
 use crate::weighting::AnyWeighting;
 
 /// What is to be computed, resolved to plain numbers. The crate `regard` makes it from checked options.
@@ -117,7 +117,7 @@ pub trait Executor {
 /// f32 of scratch that one thread needs.
 fn scratch_len(call: &Call<'_>, choice: &Choice) -> usize {
     // A cache line more, to start at one.
-    layout(call, choice).len + 16
+    layout(call, choice).len.saturating_add(16)
 }
 
 fn layout(call: &Call<'_>, choice: &Choice) -> Layout {
@@ -135,9 +135,13 @@ fn layout(call: &Call<'_>, choice: &Choice) -> Layout {
     })
 }
 
-/// f32 of workspace that `threads` threads need.
+/// f32 of workspace that `threads` threads need: none where there is nothing to compute, and `usize::MAX` if it is more than
+/// can be counted.
 pub fn workspace_len(call: &Call<'_>, choice: &Choice, threads: usize) -> usize {
-    scratch_len(call, choice) * threads.clamp(1, tasks(call, choice).max(1))
+    match tasks(call, choice) {
+        0 => 0,
+        tasks => scratch_len(call, choice).saturating_mul(threads.clamp(1, tasks)),
+    }
 }
 
 /// The number of tasks that a call is cut into, which does not depend on threads.
@@ -219,9 +223,10 @@ fn check(call: &Call<'_>, choice: &Choice, outputs: &Outputs<'_>) {
     assert!(choice.query_block > 0, "query block");
 }
 
-/// Elements from a row to the next. A tensor without columns has no memory to step through, whatever its strides say.
-fn row_stride([.., columns]: [usize; 4], [.., stride, _]: [usize; 4]) -> usize {
-    if columns == 0 { 0 } else { stride }
+/// Elements from a row to the next. There is no memory to step through without columns or a second row, whatever the
+/// strides say.
+fn row_stride([.., rows, columns]: [usize; 4], [.., stride, _]: [usize; 4]) -> usize {
+    if columns == 0 || rows <= 1 { 0 } else { stride }
 }
 
 /// A call on its way: the pointers, and the counters that hand out tasks and scratch.
@@ -249,6 +254,10 @@ unsafe impl Sync for Launch<'_> {}
 impl Launch<'_> {
     /// Takes tasks until there are none.
     fn work(&self) {
+        // Looked at first, so that no number of calls makes the counter wrap and hand out a slot twice.
+        if self.next_slot.load(Ordering::Relaxed) >= self.slots {
+            return;
+        }
         let slot = self.next_slot.fetch_add(1, Ordering::Relaxed);
         if slot >= self.slots {
             return;
@@ -281,10 +290,11 @@ impl Launch<'_> {
         let sequence = &call.sequences[batch];
         let row = (batch * heads + head) * queries;
         let matrix = |strides: [usize; 4]| (strides[2], strides[3]);
-        let out = batch * self.out_strides[0] + head * self.out_strides[1] + first_row * self.out_strides[2];
+        let q_stride = row_stride(call.q.shape(), call.q.strides());
+        let out_stride = row_stride([batch_size, heads, queries, call.v.shape()[3]], self.out_strides);
         let arguments = Head {
-            q: call.q.head(batch, head).wrapping_add(first_row * call.q.strides()[2]),
-            q_stride: row_stride(call.q.shape(), call.q.strides()),
+            q: call.q.head(batch, head).wrapping_add(first_row * q_stride),
+            q_stride,
             first_row,
             rows: choice.query_block.min(queries - first_row),
             k: call.k.head(batch, kv_head),
@@ -294,8 +304,8 @@ impl Launch<'_> {
             keys: sequence.keys,
             d,
             d_v: call.v.shape()[3],
-            out: self.out.wrapping_add(out),
-            out_stride: row_stride(call.v.shape(), self.out_strides),
+            out: self.out.wrapping_add(head_offset(self.out_strides, batch, head)).wrapping_add(first_row * out_stride),
+            out_stride,
             lse: if self.lse.is_null() { self.lse } else { self.lse.wrapping_add(row + first_row) },
             band: sequence.band,
             keep: call.keep.map(|keep| {

@@ -110,6 +110,11 @@ fn check_bounds(shape: [usize; 4], strides: [usize; 4], len: usize) -> Result<()
     if needed > len { Err(ViewError::TooShort { needed, len }) } else { Ok(()) }
 }
 
+/// Elements from the start of the slice to row 0 of a head. Wraps, as strides of a tensor without elements may be anything.
+pub(crate) fn head_offset(strides: [usize; 4], batch: usize, head: usize) -> usize {
+    batch.wrapping_mul(strides[0]).wrapping_add(head.wrapping_mul(strides[1]))
+}
+
 impl<'a, T> View<'a, T> {
     /// A tensor with any strides.
     ///
@@ -179,7 +184,7 @@ impl<'a, T> View<'a, T> {
     /// Pointer to row 0 of a head; meaningless for a tensor without elements.
     pub(crate) fn head(&self, batch: usize, head: usize) -> *const T {
         debug_assert!(batch < self.shape[0] && head < self.shape[1]);
-        self.data.as_ptr().wrapping_add(batch * self.strides[0] + head * self.strides[1])
+        self.data.as_ptr().wrapping_add(head_offset(self.strides, batch, head))
     }
 }
 

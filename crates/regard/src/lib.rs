@@ -77,7 +77,8 @@
 //! # What is guaranteed
 //! - **Masks.** A masked key is never read into a result: NaN or Inf behind a mask cannot leak. A row that sees no key
 //!   gives zeros, and -inf as log-sum-exp. Large negative finite scores are not a mask.
-//! - **NaN.** NaN in a visible input reaches the output.
+//! - **NaN.** NaN in a visible input reaches the output. So does Inf in a visible value; where its weight underflows to
+//!   zero, it gives NaN.
 //! - **Ties.** Equal scores are compared with `==` in f32. A score has the same bits wherever its key stands, so that
 //!   ties never depend on tiling. Scale and temperature multiply finished products, not Q, and make or lose no tie.
 //! - **Determinism.** For one machine, profile and problem the result is the same bit for bit: for any number of threads,
@@ -123,10 +124,12 @@ pub fn attention(
     let problem = Problem::new(options, q, k, v)?;
     let plan = Plan::new(&problem, Setup::global()?);
     let execution = Execution::CurrentPool;
+    let shape = problem.shape().out();
+    let len = shape.into_iter().try_fold(1, usize::checked_mul).ok_or(ViewError::Overflow { shape });
+    let wrong = |source| Error::View { tensor: "out", source };
+    let mut out = vec![0.0; len.map_err(wrong)?];
+    let view = ViewMut::bhsd(&mut out, shape).map_err(wrong)?;
     let mut workspace = vec![0.0; plan.workspace_len(execution.threads())];
-    let shape = problem.shape();
-    let mut out = vec![0.0; shape.rows() * shape.value_dim];
-    let view = ViewMut::bhsd(&mut out, shape.out()).map_err(|source| Error::View { tensor: "out", source })?;
     plan.run(&problem, view, None, &mut workspace, execution)?;
     Ok(out)
 }

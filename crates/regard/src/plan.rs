@@ -3,9 +3,10 @@
 use std::fmt;
 
 use regard_kernels::launch::{self, Choice, Outputs};
-use regard_kernels::table::{Kernel, kernels};
+use regard_kernels::table::{KEY_BLOCKS, Kernel, kernels};
 use regard_kernels::view::ViewMut;
-use regard_profile::{Class, Entry, Family, MaskClass, TileQuery, tiles};
+use regard_kernels::weighting::Kind;
+use regard_profile::{Class, Config, Entry, Family, MaskClass, TileQuery, tiles};
 use regard_simd::{Isa, Level};
 
 use crate::exec::Execution;
@@ -13,13 +14,13 @@ use crate::options::Numerics;
 use crate::problem::Shape;
 use crate::{Error, Problem, Setup};
 
-/// Keys of a block under [`Numerics::Portable`]: within 1 % of the best on every machine measured.
-const PORTABLE_KEY_BLOCK: usize = 192;
+/// Keys of a block under [`Numerics::Portable`]: what the model gives for caches of 48 KiB and more.
+const PORTABLE_KEY_BLOCK: usize = 384;
 
 /// How a problem is computed. Made once, it runs any number of problems of the same shape and options.
 ///
-/// The kernel and its key block decide the order of summation. They depend on the shape of a sequence, the weighting, the
-/// masks and the profile, and not on batch, heads or threads.
+/// The level and the key block decide the order of summation. They depend on the head dimensions, the level and the profile,
+/// and not on batch, heads or threads.
 #[derive(Clone, Debug)]
 pub struct Plan {
     choice: Choice,
@@ -39,6 +40,9 @@ struct Key {
     isa: Isa,
     family: Family,
     mask: MaskClass,
+    /// Weightings of one family may differ in the state that they keep.
+    kind: Kind,
+    numerics: Numerics,
 }
 
 /// Where the choice comes from.
@@ -59,6 +63,7 @@ impl Plan {
             Numerics::Machine => setup.profile.as_ref().and_then(|profile| profile.lookup(&class)),
             Numerics::Portable => None,
         };
+        let entry = entry.filter(|entry| has_blocks(&entry.config));
         let tuned = entry.and_then(|entry| Some((entry, kernel_named(level, &entry.config.kernel)?)));
         let (kernel, key_block, query_block, reason) = match tuned {
             Some((entry, kernel)) => {
@@ -120,12 +125,12 @@ impl Plan {
 
     /// f32 of workspace that a run on `threads` threads takes.
     pub fn workspace_len(&self, threads: usize) -> usize {
-        self.workspace_per_thread * threads.clamp(1, self.tasks.max(1))
+        self.workspace_per_thread.saturating_mul(threads.clamp(1, self.tasks.max(1)))
     }
 
     /// The same in bytes.
     pub fn workspace_bytes(&self, threads: usize) -> usize {
-        self.workspace_len(threads) * size_of::<f32>()
+        self.workspace_len(threads).saturating_mul(size_of::<f32>())
     }
 
     /// Computes `problem` into `out` (`[batch, query_heads, queries, d_v]`) and, for softmax, the log-sum-exp of each row
@@ -234,12 +239,18 @@ fn check_outputs(
 
 impl Key {
     fn of(problem: &Problem<'_>, isa: Isa) -> Self {
-        let (family, mask) = (problem.options.weighting.family(), problem.mask_class());
-        Self { shape: problem.shape, isa, family, mask }
+        Self {
+            shape: problem.shape,
+            isa,
+            family: problem.options.weighting.family(),
+            mask: problem.mask_class(),
+            kind: problem.weighting.kind(),
+            numerics: problem.options.numerics,
+        }
     }
 
     fn class(&self) -> Class {
-        let Self { shape, isa, family, mask } = *self;
+        let Self { shape, isa, family, mask, .. } = *self;
         Class {
             isa: isa.name().to_owned(),
             dtype: DTYPE.to_owned(),
@@ -256,6 +267,12 @@ impl Key {
 /// The element type of all tensors.
 const DTYPE: &str = "f32";
 
+/// Whether kernels take the blocks of a configuration. Files are checked when they are loaded, but a profile may also have
+/// been made by hand.
+fn has_blocks(config: &Config) -> bool {
+    KEY_BLOCKS.contains(&config.key_block) && config.key_block.is_multiple_of(2) && config.query_block > 0
+}
+
 fn kernel_named(level: Level, name: &str) -> Option<&'static Kernel> {
     kernels(level).iter().find(|kernel| kernel.name == name)
 }
@@ -271,8 +288,10 @@ fn tile_query(kernel: &Kernel, shape: &Shape) -> TileQuery {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { shape, isa, family, mask } = self;
-        write!(f, "{shape}, {DTYPE}, {} weights, {} mask, {isa}", family.name(), mask.name())
+        let Self { shape, isa, family, mask, kind, numerics } = self;
+        let ties = if *kind == Kind::TiedRows { " of all ties" } else { "" };
+        write!(f, "{shape}, {DTYPE}, {} weights{ties}, {} mask, {isa}", family.name(), mask.name())?;
+        if *numerics == Numerics::Portable { f.write_str(", portable numerics") } else { Ok(()) }
     }
 }
 

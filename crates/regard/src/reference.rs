@@ -35,8 +35,9 @@ pub fn attention(problem: &Problem<'_>, isa: Isa) -> Vec<f64> {
 
 /// One row, by `[batch, query head, query]`.
 ///
-/// Everything is f64, with one exception: selection (hard and average-hard) is defined on f32 scores, whose rounding decides
-/// ties, so those are rounded as the level `isa` rounds them.
+/// Everything is f64, with one exception: selection (hard and average-hard) compares f32 scores, whose rounding decides
+/// ties, so the products `<q, k>` are rounded as the level `isa` rounds them. (Soft-cap, ALiBi and bias are not: with these,
+/// scores that differ by rounding only may tie in a kernel and not here.)
 pub fn row(problem: &Problem<'_>, isa: Isa, [batch, head, query]: [usize; 3]) -> Row {
     let shape = problem.shape;
     let call = problem.call();

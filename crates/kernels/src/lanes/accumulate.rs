@@ -31,6 +31,7 @@ impl<const G: usize, const C: usize> Op for Accumulate<G, C> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        const { assert!(1 <= C && C <= 16, "the rest of up to 15 columns is taken in tiles of 8, 4, 2 and 1") };
         let mut column = 0;
         while column + C <= self.d_v {
             self.tile::<S, C>(s, column);

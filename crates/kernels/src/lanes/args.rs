@@ -100,7 +100,7 @@ pub enum Shift {
 /// How the factors of a row come about.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowRules<'a> {
-    /// One temperature for each row of this call, or one for all.
+    /// One temperature for each row of the sequence, or one for all.
     pub(crate) temperature: Temperature<'a>,
     pub(crate) schedule: Schedule,
     pub(crate) count: Count,

@@ -34,7 +34,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
             state: tile.state,
             alpha,
         };
-        // SAFETY: the functions are of this level (the plan pairs them), and the block is as its fields say.
+        // SAFETY: the functions are of this level (`launch` pairs them), and the block is as its fields say.
         let step = unsafe { (functions.weigh)(head.weighting.data, &block) };
         if step == Step::Skip {
             return;

@@ -32,7 +32,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         let lanes = G * S::LANES;
         let first = tile.rows.first - head.first_row;
         let (mut nan, mut masked) = (false, false);
-        // SAFETY: the arrays are as the layout says, the functions are of this level (the plan pairs them), and the rows
+        // SAFETY: the arrays are as the layout says, the functions are of this level (`launch` pairs them), and the rows
         // exist.
         unsafe {
             let out = head.out.add(first * head.out_stride);
@@ -48,7 +48,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
                     }
                     masked = *tile.touched & MASKED != 0;
                     let (_, _, factor, _) = self.block_arrays();
-                    let sink = head.sink.map_or(f32::NEG_INFINITY, |sink| sink * LOG2_E);
+                    let sink = head.sink.map_or(f32::NEG_INFINITY, |sink| (sink * LOG2_E).min(f32::MAX));
                     let args = FinishArgs { state: tile.state, gain: tile.gain, lanes, sink, factor };
                     (functions.finish)(head.weighting.data, &args);
                     for lane in 0..lanes {

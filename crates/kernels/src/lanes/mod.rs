@@ -88,6 +88,7 @@ impl<const G: usize, const R: usize, const R1: usize> Op for Lanes<'_, G, R, R1>
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        const { assert!(G * S::LANES <= 64, "a lane is a bit of a u64") };
         let lanes = G * S::LANES;
         let subtiles = self.head.rows.div_ceil(lanes);
         let mut block = self.first_block();
@@ -156,7 +157,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
     /// if blocks are copied, the next one.
     fn block_streams(&self, keys: KeyBlock, next: Option<KeyBlock>) -> Streams {
         let (keys, ahead) = match (self.head.copy, next) {
-            (false, _) => (keys, keys.k.wrapping_add(2 * R * keys.k_stride)),
+            (false, _) => (keys, keys.k.wrapping_add((2 * R).wrapping_mul(keys.k_stride))),
             (true, Some(next)) => (next, next.k),
             (true, None) => return Streams::NONE,
         };
@@ -282,13 +283,13 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
             let mut factors = head.factors(tile.rows.first);
             for lane in 0..lanes {
                 // Lanes past the last row repeat it: their results go nowhere.
-                if head.rules.vary() {
-                    factors = head.factors(tile.rows.first + lane.min(tile.rows.rows - 1));
+                if head.rules.vary() && lane < tile.rows.rows {
+                    factors = head.factors(tile.rows.first + lane);
                 }
                 let gain = if terms { 1.0 } else { head.scale } * factors.inverse_temperature;
                 // A gain of zero (scale 0, or ln 1) would turn masked scores of -inf into NaN; this one turns any
-                // finite score to zero all the same.
-                let ordered_gain = (gain.abs() * LOG2_E).max(f32::MIN_POSITIVE);
+                // finite score to zero all the same. An infinite one (the smallest temperatures) would do so to the largest.
+                let ordered_gain = (gain.abs() * LOG2_E).clamp(f32::MIN_POSITIVE, f32::MAX);
                 *tile.gain.add(lane) = if functions.ordered { ordered_gain } else { gain };
                 *tile.shift.add(lane) = factors.shift;
                 *tile.out_factor.add(lane) = factors.out;

@@ -71,7 +71,10 @@ impl Op for Pack {
     }
 }
 
-/// `out[lane][c] = turned[c][lane] * factor[lane]` for the first `rows` lanes. Gives whether any of it is NaN.
+/// `out[lane][c] = turned[c][lane] * factor[lane]` for the first `rows` lanes. Gives whether any of `turned` is NaN.
+///
+/// A zero in `turned` comes out as +0: its sign may come from values behind a mask, whose products of zero were added to
+/// one that underflowed.
 pub(crate) struct Unpack {
     /// `[d_v][lanes]`
     pub(crate) turned: *const f32,
@@ -103,7 +106,7 @@ impl Op for Unpack {
                     for column in 0..columns {
                         let line = s.load(self.turned.add((c + column) * self.lanes + first));
                         nan = s.or(nan, s.is_nan(line));
-                        s.store(square.0.as_mut_ptr().add(column * S::LANES), s.mul(line, factor));
+                        s.store(square.0.as_mut_ptr().add(column * S::LANES), s.mul_add(line, factor, s.zero()));
                     }
                     let out = self.out.add(first * self.out_stride + c);
                     if rows == S::LANES && columns == S::LANES {

@@ -108,6 +108,7 @@ impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Op f
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        const { assert!(1 <= R && R <= 16, "the rest of up to 15 keys is taken in tiles of 8, 4, 2 and 1") };
         let mut max = [s.splat(f32::NEG_INFINITY); G];
         if MAX {
             for (g, max) in max.iter_mut().enumerate() {

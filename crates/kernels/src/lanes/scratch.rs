@@ -44,34 +44,35 @@ pub(crate) struct Layout {
     /// `[key_block][d]` and `[key_block][d_v]`, empty unless copied
     pub(crate) keys: usize,
     pub(crate) values: usize,
-    /// The end, in f32.
+    /// The end, in f32; `usize::MAX` if it is more than can be counted, which no workspace has room for.
     pub(crate) len: usize,
 }
 
 impl Layout {
     pub(crate) fn new(sizes: Sizes) -> Self {
         let Sizes { lanes, subtiles, key_block, d, d_v, state, copy } = sizes;
-        let mut end = 0;
-        let mut take = |len: usize| {
+        let mut end = 0_usize;
+        let mut take = |sizes: [usize; 3]| {
             let start = end;
-            end += len.next_multiple_of(LINE);
+            let len = sizes.into_iter().fold(1, usize::saturating_mul);
+            end = end.saturating_add(len.checked_next_multiple_of(LINE).unwrap_or(usize::MAX));
             start
         };
         let copied = if copy { key_block } else { 0 };
         Self {
-            queries: take(subtiles * d * lanes),
-            outputs: take(subtiles * d_v * lanes),
-            scores: take(key_block * lanes),
-            state: take(subtiles * state * lanes),
-            gain: take(subtiles * lanes),
-            shift: take(subtiles * lanes),
-            out_factor: take(subtiles * lanes),
-            touched: take(2 * subtiles),
-            max: take(lanes),
-            alpha: take(lanes),
-            visible: take(2 * key_block),
-            keys: take(copied * d),
-            values: take(copied * d_v),
+            queries: take([subtiles, d, lanes]),
+            outputs: take([subtiles, d_v, lanes]),
+            scores: take([1, key_block, lanes]),
+            state: take([subtiles, state, lanes]),
+            gain: take([1, subtiles, lanes]),
+            shift: take([1, subtiles, lanes]),
+            out_factor: take([1, subtiles, lanes]),
+            touched: take([1, 2, subtiles]),
+            max: take([1, 1, lanes]),
+            alpha: take([1, 1, lanes]),
+            visible: take([1, 2, key_block]),
+            keys: take([1, copied, d]),
+            values: take([1, copied, d_v]),
             len: end,
         }
     }

@@ -35,7 +35,7 @@ pub(crate) mod slot {
     pub(crate) const KEY: usize = 1;
     /// 1 once a visible score was NaN, else 0.
     pub(crate) const NAN: usize = 2;
-    /// Average-hard only: how many keys have the largest score.
+    /// Average-hard only: how many keys have the largest score; exact up to 2^24 of them.
     pub(crate) const COUNT: usize = 3;
     /// No key was seen.
     pub(crate) const NO_KEY: u32 = u32::MAX;

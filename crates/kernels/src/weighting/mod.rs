@@ -61,7 +61,8 @@ pub enum Step {
 /// Not for implementing outside this crate: [`Pointwise`] is the safe trait for weightings of one's own.
 ///
 /// # Safety
-/// `weigh` writes within the block that it is given only.
+/// `weigh` writes within the block that it is given only. A [`Kind`] other than [`Kind::Weighted`] makes the kernels read the
+/// state as that of [`Hard`] or [`AverageHard`]: it has their slots, and the key in it is one of the row's keys.
 pub unsafe trait Weighting: Copy + Send + Sync + 'static {
     /// f32 of state per row.
     const STATE: usize;
@@ -136,7 +137,7 @@ pub struct Block<'a> {
     pub shift: *const f32,
     /// `[STATE][lanes]`
     pub state: *mut f32,
-    /// `[lanes]`: written if the step is [`Step::Rescale`], for every vector of lanes of the sub-tile.
+    /// `[lanes]`: written if the step is [`Step::Rescale`], for each of `vectors`.
     pub alpha: *mut f32,
 }
 

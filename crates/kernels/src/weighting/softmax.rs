@@ -1,6 +1,6 @@
 //! Softmax: `w_j = e^(s_j - m) / (sum over visible j of e^(s_j - m) + e^(sink - m))`, `m` the largest visible score.
 //!
-//! State: the running maximum and the sum of exponentials relative to it, which merge associatively (DESIGN of online
+//! State: the running maximum and the sum of exponentials relative to it, which merge associatively (online
 //! softmax; Milakov and Gimelshein, 2018). The sum is kept as two, of even and of odd keys: two independent chains of
 //! additions, each in an order that depends on the key alone. Each block is summed from zero and then added.
 //!
@@ -119,6 +119,9 @@ unsafe impl Weighting for Softmax {
     fn finish<S: Simd>(&self, s: S, lane: &Lane<S>) -> S::F32 {
         let sum = s.add(lane.state[EVEN], lane.state[ODD]);
         let max = s.mul(finite(s, lane.state[MAX]), lane.gain);
+        // The product may overflow, and inf - inf would be NaN.
+        let largest = s.splat(f32::MAX);
+        let max = s.select(s.gt(max, largest), largest, max);
         // The sink joins the denominator; the larger of the two exponents becomes the reference.
         let no_key = s.eq(lane.state[MAX], s.splat(f32::NEG_INFINITY));
         let no_sink = s.eq(lane.sink, s.splat(f32::NEG_INFINITY));
