@@ -5,7 +5,7 @@
 //! ([`launch`]).
 //!
 //! # What it costs to build
-//! On x86-64 the crate compiles in 7 s on one core (release, rustc 1.95, Zen 5), to 0.5 MB of code and tables: eight
+//! On x86-64 the crate compiles in 7 s on one core (release, rustc 1.95, Zen 5), to 0.5 MB of code and tables: seven
 //! lanes kernels on three levels. A weighting adds about 2 KB for each level, where it is used; a register tile adds about
 //! 30 KB.
 #![allow(

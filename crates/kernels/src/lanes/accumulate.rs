@@ -23,6 +23,8 @@ pub(crate) struct Accumulate<const G: usize, const C: usize> {
     /// Row length of `weights` and `out` in elements.
     pub(crate) lanes: usize,
     pub(crate) keys: usize,
+    /// Keys that all vectors need; the weights of those after them are zero but for the last vector.
+    pub(crate) full: usize,
     pub(crate) d_v: usize,
 }
 
@@ -66,7 +68,7 @@ impl<const G: usize, const C: usize> Accumulate<G, C> {
             let out = self.out.add(column * self.lanes);
             let mut v = self.v.add(column);
             let mut weights = self.weights;
-            for _ in 0..self.keys {
+            for _ in 0..self.full {
                 let mut weight = [s.zero(); G];
                 for g in 0..G {
                     weight[g] = s.load(weights.add(g * S::LANES));
@@ -74,6 +76,20 @@ impl<const G: usize, const C: usize> Accumulate<G, C> {
                 for c in 0..T {
                     let element = s.splat(*v.add(c));
                     for g in 0..G {
+                        acc[c][g] = s.mul_add(weight[g], element, acc[c][g]);
+                    }
+                }
+                v = v.wrapping_add(self.v_stride);
+                weights = weights.wrapping_add(self.lanes);
+            }
+            for _ in self.full..self.keys {
+                let mut weight = [s.zero(); G];
+                for g in G - 1..G {
+                    weight[g] = s.load(weights.add(g * S::LANES));
+                }
+                for c in 0..T {
+                    let element = s.splat(*v.add(c));
+                    for g in G - 1..G {
                         acc[c][g] = s.mul_add(weight[g], element, acc[c][g]);
                     }
                 }

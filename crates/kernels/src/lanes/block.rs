@@ -63,6 +63,19 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         }
     }
 
+    /// One past the last key of a block that any vector of lanes but the last one needs: under a causal mask, the last rows
+    /// see more. To be computed alone they ride in the same register tiles, whose sums go on.
+    #[inline(always)]
+    fn full<S: Simd>(&self, tile: Subtile, keys: KeyBlock) -> usize {
+        let before = (G - 1) * S::LANES;
+        if before == 0 || tile.rows.rows <= before {
+            return keys.len;
+        }
+        let end = self.head.band.visible(tile.rows.first + before - 1, self.head.keys).end;
+        let end = end.clamp(keys.first, keys.first + keys.len) - keys.first;
+        end.next_multiple_of(Self::GRANULE).min(keys.len)
+    }
+
     /// Final scores of one key block against one sub-tile, with their maximum; none if no row sees any of it.
     #[inline(always)]
     pub(super) fn scores<S: Simd>(&self, s: S, tile: Subtile, keys: KeyBlock, streams: Streams) -> Option<Segments> {
@@ -148,6 +161,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         streams: Streams,
     ) {
         let lanes = G * S::LANES;
+        let full = self.full::<S>(tile, keys);
         let prefetch = segment.key < streams.rows();
         let streams = streams.starting(segment.key);
         macro_rules! product {
@@ -163,6 +177,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
                         max,
                         lanes,
                         keys: segment.keys,
+                        full: full.saturating_sub(segment.key).min(segment.keys),
                         d: self.head.d,
                         streams,
                     });
@@ -194,6 +209,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
     ) {
         let lanes = G * S::LANES;
         let (key, keys) = segments.whole();
+        let full = self.full::<S>(tile, block);
         macro_rules! product {
             ($vectors:expr, $columns:expr) => {{
                 // SAFETY: segments lie within the block.
@@ -208,6 +224,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
                         fresh,
                         lanes,
                         keys,
+                        full: full.saturating_sub(key).min(keys),
                         d_v: self.head.d_v,
                     });
                 }

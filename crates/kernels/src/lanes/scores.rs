@@ -30,6 +30,8 @@ pub(crate) struct Scores<const G: usize, const R: usize, const MAX: bool, const 
     /// Row length of `q` and `scores` in elements.
     pub(crate) lanes: usize,
     pub(crate) keys: usize,
+    /// Keys that all vectors need; those after them are for the last vector only, and the others get no score.
+    pub(crate) full: usize,
     pub(crate) d: usize,
     pub(crate) streams: Streams,
 }
@@ -116,27 +118,8 @@ impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Op f
                 *max = unsafe { s.load(self.max.add(g * S::LANES)) };
             }
         }
-        let mut key = 0;
-        while key + R <= self.keys {
-            self.tile::<S, R>(s, key, &mut max);
-            key += R;
-        }
-        // The rest in tiles of powers of two.
-        if R > 8 && key + 8 <= self.keys {
-            self.tile::<S, 8>(s, key, &mut max);
-            key += 8;
-        }
-        if R > 4 && key + 4 <= self.keys {
-            self.tile::<S, 4>(s, key, &mut max);
-            key += 4;
-        }
-        if R > 2 && key + 2 <= self.keys {
-            self.tile::<S, 2>(s, key, &mut max);
-            key += 2;
-        }
-        if key < self.keys {
-            self.tile::<S, 1>(s, key, &mut max);
-        }
+        self.tiles::<S, false>(s, 0, self.full, &mut max);
+        self.tiles::<S, true>(s, self.full, self.keys, &mut max);
         if MAX {
             for (g, max) in max.into_iter().enumerate() {
                 // SAFETY: as for the load above.
@@ -147,9 +130,40 @@ impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Op f
 }
 
 impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Scores<G, R, MAX, PREFETCH> {
+    /// The vectors that a tile computes.
+    #[inline(always)]
+    const fn vectors(alone: bool) -> std::ops::Range<usize> {
+        if alone { G - 1..G } else { 0..G }
+    }
+
+    /// The keys `key..end`, for all vectors or for the last one `ALONE`: whole register tiles first, the rest in tiles of
+    /// powers of two.
+    #[inline(always)]
+    fn tiles<S: Simd, const ALONE: bool>(&self, s: S, mut key: usize, end: usize, max: &mut [S::F32; G]) {
+        while key + R <= end {
+            self.tile::<S, R, ALONE>(s, key, max);
+            key += R;
+        }
+        if R > 8 && key + 8 <= end {
+            self.tile::<S, 8, ALONE>(s, key, max);
+            key += 8;
+        }
+        if R > 4 && key + 4 <= end {
+            self.tile::<S, 4, ALONE>(s, key, max);
+            key += 4;
+        }
+        if R > 2 && key + 2 <= end {
+            self.tile::<S, 2, ALONE>(s, key, max);
+            key += 2;
+        }
+        if key < end {
+            self.tile::<S, 1, ALONE>(s, key, max);
+        }
+    }
+
     /// `T` keys from `key` on.
     #[inline(always)]
-    fn tile<S: Simd, const T: usize>(&self, s: S, key: usize, max: &mut [S::F32; G]) {
+    fn tile<S: Simd, const T: usize, const ALONE: bool>(&self, s: S, key: usize, max: &mut [S::F32; G]) {
         let mut acc = [[s.zero(); G]; T];
         // SAFETY: keys `key..key + T` exist (the caller counts), rows of `k` have `d` elements and rows of `q` have
         // `lanes >= G * LANES`.
@@ -165,7 +179,7 @@ impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Scor
                         s.prefetch(first.wrapping_add(r * pair[0].stride));
                         s.prefetch(second.wrapping_add(r * pair[1].stride));
                         for i in r * LINE / T..(r + 1) * LINE / T {
-                            self.step::<S, T>(s, k.add(c + i), q, &mut acc);
+                            self.step::<S, T, ALONE>(s, k.add(c + i), q, &mut acc);
                             q = q.add(self.lanes);
                         }
                     }
@@ -174,13 +188,13 @@ impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Scor
                 }
             }
             while c < self.d {
-                self.step::<S, T>(s, k.add(c), q, &mut acc);
+                self.step::<S, T, ALONE>(s, k.add(c), q, &mut acc);
                 q = q.add(self.lanes);
                 c += 1;
             }
             let scores = self.scores.add(key * self.lanes);
             for r in 0..T {
-                for g in 0..G {
+                for g in Self::vectors(ALONE) {
                     s.store(scores.add(r * self.lanes + g * S::LANES), acc[r][g]);
                     if MAX {
                         max[g] = s.max(acc[r][g], max[g]);
@@ -195,16 +209,22 @@ impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Scor
     /// # Safety
     /// `k` is the element of the first key, with `T` rows; `q` has `G` vectors.
     #[inline(always)]
-    unsafe fn step<S: Simd, const T: usize>(&self, s: S, k: *const f32, q: *const f32, acc: &mut [[S::F32; G]; T]) {
+    unsafe fn step<S: Simd, const T: usize, const ALONE: bool>(
+        &self,
+        s: S,
+        k: *const f32,
+        q: *const f32,
+        acc: &mut [[S::F32; G]; T],
+    ) {
         // SAFETY: the caller's contract.
         unsafe {
             let mut query = [s.zero(); G];
-            for g in 0..G {
+            for g in Self::vectors(ALONE) {
                 query[g] = s.load(q.add(g * S::LANES));
             }
             for r in 0..T {
                 let element = s.splat(*k.add(r * self.k_stride));
-                for g in 0..G {
+                for g in Self::vectors(ALONE) {
                     acc[r][g] = s.mul_add(query[g], element, acc[r][g]);
                 }
             }
