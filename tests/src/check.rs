@@ -1,38 +1,9 @@
 //! The comparison with the oracle, row by row.
 
 use regard::reference::{self, Row};
-use regard::{Execution, Problem, Setup, Shape, View, Weighting};
+use regard::{Dtype, Execution, Problem, Setup, Weighting};
 
-use crate::{Bound, Output, Spec, Tensor, bound, run};
-
-/// What to compute, of what.
-#[derive(Clone, Debug)]
-pub struct Case<'a> {
-    /// The options.
-    pub spec: Spec<'a>,
-    /// `[batch, query_heads, queries, d]`
-    pub q: View<'a, f32>,
-    /// `[batch, kv_heads, keys, d]`
-    pub k: View<'a, f32>,
-    /// `[batch, kv_heads, keys, d_v]`
-    pub v: View<'a, f32>,
-}
-
-impl<'a> Case<'a> {
-    /// A case of three tensors.
-    pub fn new(spec: Spec<'a>, q: &'a Tensor, k: &'a Tensor, v: &'a Tensor) -> Self {
-        Self { spec, q: q.view(), k: k.view(), v: v.view() }
-    }
-
-    /// The library's problem.
-    ///
-    /// # Panics
-    /// If the library finds an error in it.
-    pub fn problem(&self) -> Problem<'a> {
-        Problem::new(&self.spec.options(), self.q, self.k, self.v)
-            .unwrap_or_else(|error| panic!("{error}, in {:?}", self.spec))
-    }
-}
+use crate::{Bound, Case, Output, Spec, bound, output_rounding, run};
 
 /// How close a result came.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -85,38 +56,32 @@ pub fn check(case: &Case<'_>, setup: &Setup) -> Report {
 /// If a row is further off than the tolerance, or if the oracle and the suites' own definition of masks, scores and weights
 /// disagree.
 pub fn compare(case: &Case<'_>, problem: &Problem<'_>, output: &Output) -> Report {
-    let shape = problem.shape();
     let mut report = Report::default();
-    let mut index = 0;
-    for batch in 0..shape.batch {
-        for head in 0..shape.query_heads {
-            for query in 0..shape.queries {
-                let row = reference::row(problem, output.isa, [batch, head, query]);
-                let bound = bound(case, &shape, &row, [batch, head, query], output.key_block);
-                let place = || {
-                    let Spec { weighting, .. } = &case.spec;
-                    format!("{weighting:?}, {shape}, row {:?}, {:?}", [batch, head, query], case.spec)
-                };
-                agree(&row, &bound, &place);
-                let out = &output.out[index * shape.value_dim..(index + 1) * shape.value_dim];
-                match case.spec.weighting {
-                    Weighting::HardLeft | Weighting::HardRight | Weighting::AverageHard if has_terms(&case.spec) => {
-                        selected(case, &shape, [batch, head, query], &bound, out, &place);
-                    }
-                    _ => {
-                        for (c, got) in out.iter().enumerate() {
-                            report.compare(*got, row.out[c], bound.out[c], &|| format!("column {c}: {}", place()));
-                        }
-                    }
-                }
-                if let Some(lse) = &output.lse {
-                    report.compare(lse[index], row.lse, bound.lse, &|| format!("lse: {}", place()));
-                }
-                index += 1;
+    case.agrees_with(problem.sequences());
+    let columns = problem.shape().value_dim;
+    for row in case.rows() {
+        let path = &output.paths[row[0]];
+        let oracle = reference::row(problem, path.rounding, row);
+        let bound = bound(case, &oracle, row, path);
+        let place = || {
+            let Spec { weighting, .. } = &case.spec;
+            format!("{weighting:?}, {}, row {row:?}, {path:?}, {:?}", problem.shape(), case.spec)
+        };
+        agree(&oracle, &bound, &place);
+        let index = case.row(row);
+        let out = &output.out[index * columns..(index + 1) * columns];
+        if case.spec.selects() && case.spec.has_terms() {
+            selected(case, row, &bound, out, path.out, &place);
+        } else {
+            for (c, got) in out.iter().enumerate() {
+                report.compare(*got, oracle.out[c], bound.out[c], &|| format!("column {c}: {}", place()));
             }
         }
+        if let Some(lse) = &output.lse {
+            report.compare(lse[index], oracle.lse, bound.lse, &|| format!("lse: {}", place()));
+        }
+        report.rows += 1;
     }
-    report.rows = index;
     report
 }
 
@@ -137,27 +102,24 @@ fn agree(row: &Row, bound: &Bound, place: &dyn Fn() -> String) {
     }
 }
 
-/// Whether scores are more than products: then f32 rounding decides ties, and several keys may be rightly chosen.
-fn has_terms(spec: &Spec<'_>) -> bool {
-    spec.softcap.is_some() || spec.alibi.is_some() || spec.bias.is_some()
-}
-
 /// Selection among rounded scores: the result belongs to keys whose scores cannot be told from the largest in f32.
 fn selected(
     case: &Case<'_>,
-    shape: &Shape,
-    [batch, head, _]: [usize; 3],
+    [sequence, head, _]: [usize; 3],
     bound: &Bound,
     out: &[f32],
+    dtype: Dtype,
     place: &dyn Fn() -> String,
 ) {
     const MOST: usize = 12;
+    let shape = case.shape(sequence);
     let kv_head = head / (shape.query_heads / shape.kv_heads);
     let sure = bound.scores.iter().flatten().fold(f64::NEG_INFINITY, |sure, (s, ds)| sure.max(s - ds));
     let may_win = |key: &usize| bound.scores[*key].is_some_and(|(s, ds)| s + ds >= sure);
     let candidates: Vec<usize> = (0..bound.scores.len()).filter(may_win).collect();
     assert!(candidates.len() <= MOST, "{} scores are too close to call: {}", candidates.len(), place());
-    let value = |key: usize, c: usize| *case.v.get([batch, kv_head, key, c]);
+    let values: Vec<_> = (0..bound.scores.len()).map(|key| case.value([sequence, kv_head, key])).collect();
+    let value = |key: usize, c: usize| values[key][c];
     if candidates.is_empty() {
         assert!(out.iter().all(|x| *x == 0.0), "not zero where no key is seen: {}", place());
         return;
@@ -167,10 +129,10 @@ fn selected(
         let chosen = || candidates.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1).map(|(_, key)| *key);
         let ties = f64::from(set.count_ones());
         (0..out.len()).all(|c| {
-            let mean = chosen().map(|key| f64::from(value(key, c))).sum::<f64>() / ties;
-            let sum = chosen().map(|key| f64::from(value(key, c)).abs()).sum::<f64>() / ties;
+            let mean = chosen().map(|key| value(key, c)).sum::<f64>() / ties;
+            let sum = chosen().map(|key| value(key, c).abs()).sum::<f64>() / ties;
             let allowed = if ties == 1.0 { 0.0 } else { (ties + 2.0) * f64::from(f32::EPSILON) / 2.0 * sum };
-            (f64::from(out[c]) - mean).abs() <= allowed
+            (f64::from(out[c]) - mean).abs() <= allowed + output_rounding(dtype, mean.abs() + allowed)
         })
     };
     let mut sets = (1_u32..1 << candidates.len()).filter(|set| average || set.count_ones() == 1);

@@ -6,21 +6,29 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::missing_panics_doc, reason = "these are tests: a panic is the way to say no")]
 
+mod case;
 mod check;
+mod engine;
 mod guard;
 mod machine;
 mod random;
+mod run;
 mod spec;
+mod stored;
 mod tensor;
 mod tolerance;
 
-pub use check::{Case, Report, check, compare};
-pub use guard::{GUARD, Guarded, Layout, Output, poison, run, run_into, run_plan};
-pub use machine::{every_kernel, levels, profile_for, setup_for, setup_of, this_test};
+pub use case::Case;
+pub use check::{Report, check, compare};
+pub use engine::{Blocks, Engine, engines, engines_for, every_kernel, every_rows_kernel};
+pub use guard::{GUARD, Guarded, Layout, Poison, poison};
+pub use machine::{levels, profile_for, setup_for, setup_of, this_test};
 pub use random::Random;
-pub use spec::{Spec, weightings};
+pub use run::{Output, Path, is_native, paths, run, run_into, run_plan, run_plan_as, same};
+pub use spec::{Spec, selects, weightings};
+pub use stored::{Stored, round_to};
 pub use tensor::Tensor;
-pub use tolerance::{Bound, bound};
+pub use tolerance::{Bound, bound, bound_between, output_rounding};
 
 /// Sizes shrink where the tests run in an emulator, which is a hundred times slower.
 pub const SLOW: bool = cfg!(any(target_arch = "aarch64", miri));

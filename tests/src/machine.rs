@@ -3,8 +3,8 @@
 use std::process::Command;
 use std::sync::Once;
 
-use regard::{Isa, Level, Setup, kernel_set};
-use regard_kernels::table::{Kernel, kernels};
+use regard::{Dtype, Isa, Level, Setup, kernel_set};
+use regard_kernels::table::Kernel;
 use regard_profile::{Class, Confidence, Config, Entry, Family, Machine, MaskClass, Profile, Run, Tool};
 
 /// The levels of this machine. Says once which they are and which are skipped.
@@ -20,18 +20,17 @@ pub fn levels() -> &'static [Level] {
     available
 }
 
-/// All kernels of all levels of this machine.
-pub fn every_kernel() -> impl Iterator<Item = &'static Kernel> {
-    levels().iter().flat_map(|level| kernels(*level))
-}
-
-/// A setup that has plans use this kernel with these blocks: a machine about which nothing is known, with a profile of
-/// one entry. `key_block` is even.
+/// A setup that has plans use this lanes kernel with these blocks, where queries are many and it takes the problem: a machine
+/// about which nothing is known, with a profile of one entry for each element type. `key_block` is even.
 pub fn setup_for(kernel: &Kernel, key_block: usize, query_block: usize) -> Setup {
     assert!(key_block.is_multiple_of(2), "key blocks are even");
     let level = Level::of(kernel.isa).expect("kernels come from available levels");
     let machine = Machine::default();
-    let profile = profile_for(&machine, kernel, key_block, query_block);
+    let mut profile = profile_for(&machine, kernel, key_block, query_block);
+    let entry = profile.entries[0].clone();
+    profile.entries = (Dtype::ALL.into_iter())
+        .map(|dtype| Entry { class: Class { dtype: dtype.name().to_owned(), ..entry.class.clone() }, ..entry.clone() })
+        .collect();
     Setup { level, machine, profile: Some(profile) }
 }
 

@@ -2,7 +2,8 @@
 //! what these options mean.
 
 use regard::{
-    Align, Attention, Count, Isa, Numerics, Pointwise, RowScale, Shape, SigmoidBias, Simd, Temperature, View, Weighting,
+    Align, Attention, Count, Isa, Numerics, Pointwise, RowScale, Shape, SigmoidBias, Simd, Split, Temperature, View,
+    Weighting,
 };
 
 /// Everything that [`Attention`] can be told. `None` and the defaults of [`Spec::new`] call no method of the builder.
@@ -28,6 +29,8 @@ pub struct Spec<'a> {
     pub alibi: Option<&'a [f32]>,
     pub sinks: Option<&'a [f32]>,
     pub numerics: Option<Numerics>,
+    pub split: Option<Split>,
+    pub native_half: Option<bool>,
     pub isa: Option<Isa>,
 }
 
@@ -54,6 +57,8 @@ impl<'a> Spec<'a> {
             alibi: None,
             sinks: None,
             numerics: None,
+            split: None,
+            native_half: None,
             isa: None,
         }
     }
@@ -71,7 +76,7 @@ impl<'a> Spec<'a> {
         set!(scale => scale, softcap => softcap, temperature => temperature, log_n => log_n_schedule, count => count,
             coefficient => coefficient, row_scale => row_scale, causal => causal, anti_causal => anti_causal,
             align => align, key_lengths => key_lengths, keep => keep_mask, bias => bias, alibi => alibi_slopes,
-            sinks => sinks, numerics => numerics, isa => isa);
+            sinks => sinks, numerics => numerics, split => split, native_half => native_half, isa => isa);
         if let Some((left, right)) = self.window {
             options = options.window(left, right);
         }
@@ -81,6 +86,16 @@ impl<'a> Spec<'a> {
     /// The valid keys of a batch entry.
     pub fn keys(&self, shape: &Shape, batch: usize) -> usize {
         self.key_lengths.map_or(shape.keys, |lengths| lengths[batch])
+    }
+
+    /// Whether the result is made of rows of V, chosen by comparing scores.
+    pub fn selects(&self) -> bool {
+        selects(&self.weighting)
+    }
+
+    /// Whether scores are more than products of queries and keys.
+    pub fn has_terms(&self) -> bool {
+        self.softcap.is_some() || self.alibi.is_some() || self.bias.is_some()
     }
 
     /// The position of query 0 among the keys.
@@ -124,15 +139,13 @@ impl<'a> Spec<'a> {
         ]
     }
 
-    /// What multiplies finished scores, for a row of length `n`.
-    pub fn inverse_temperature(&self, shape: &Shape, [batch, head, query]: [usize; 3], n: f64) -> f64 {
+    /// What multiplies finished scores, for a row of length `n`; `row` is its place among all rows.
+    pub fn inverse_temperature(&self, head: usize, row: usize, n: f64) -> f64 {
         let temperature = f64::from(match self.temperature {
             None => 1.0,
             Some(Temperature::Constant(temperature)) => temperature,
             Some(Temperature::PerHead(temperatures)) => temperatures[head],
-            Some(Temperature::PerRow(temperatures)) => {
-                temperatures[(batch * shape.query_heads + head) * shape.queries + query]
-            }
+            Some(Temperature::PerRow(temperatures)) => temperatures[row],
         });
         self.log_n.map_or(1.0, |factor| f64::from(factor) * n.ln()) / temperature
     }
@@ -148,13 +161,17 @@ impl<'a> Spec<'a> {
 
     /// What multiplies the output of a row.
     pub fn factor(&self, n: f64) -> f64 {
-        let exponent = match self.row_scale {
+        f64::from(self.coefficient.unwrap_or(1.0)) / n.powf(f64::from(self.exponent()))
+    }
+
+    /// The exponent of `1/n` in it.
+    pub fn exponent(&self) -> f32 {
+        match self.row_scale {
             None | Some(RowScale::None) => 0.0,
             Some(RowScale::InvN) => 1.0,
             Some(RowScale::InvSqrtN) => 0.5,
-            Some(RowScale::InvPower(exponent)) => f64::from(exponent),
-        };
-        f64::from(self.coefficient.unwrap_or(1.0)) / n.powf(exponent)
+            Some(RowScale::InvPower(exponent)) => exponent,
+        }
     }
 
     /// What sigmoid adds to the score.
@@ -184,6 +201,11 @@ impl<'a> Spec<'a> {
     }
 }
 
+/// Whether a weighting chooses rows of V by comparing scores.
+pub fn selects(weighting: &Weighting) -> bool {
+    matches!(weighting, Weighting::HardLeft | Weighting::HardRight | Weighting::AverageHard)
+}
+
 fn relu(s: f64) -> f64 {
     if s < 0.0 { 0.0 } else { s }
 }
@@ -196,7 +218,7 @@ fn broadcast<'a, T>(view: &View<'a, T>, index: [usize; 4]) -> &'a T {
 
 /// `s^2 / (1 + s^2)`: a weighting of a user's own.
 #[derive(Clone, Copy, Debug)]
-struct Bump;
+pub(crate) struct Bump;
 
 impl Pointwise for Bump {
     #[inline(always)]

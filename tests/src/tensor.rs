@@ -10,6 +10,7 @@ use crate::{GUARD, Layout, Random, poison};
 pub struct Tensor {
     data: Vec<f32>,
     shape: [usize; 4],
+    layout: Layout,
     strides: [usize; 4],
     /// Elements from the tensor's first to its last, both included.
     reach: usize,
@@ -34,7 +35,7 @@ impl Tensor {
     /// A tensor of what `element` gives, asked in the order of the indices.
     pub fn from_fn(shape: [usize; 4], layout: Layout, mut element: impl FnMut([usize; 4]) -> f32) -> Self {
         let (strides, reach) = layout.strides(shape);
-        let mut tensor = Self { data: vec![poison(); GUARD + reach + GUARD], shape, strides, reach };
+        let mut tensor = Self { data: vec![poison(); GUARD + reach + GUARD], shape, layout, strides, reach };
         let [batch, heads, rows, columns] = shape;
         for b in 0..batch {
             for h in 0..heads {
@@ -83,6 +84,11 @@ impl Tensor {
     pub fn view(&self) -> View<'_, f32> {
         let slice = &self.data[GUARD..GUARD + self.reach];
         View::strided(slice, self.shape, self.strides).expect("a layout reaches as far as it says")
+    }
+
+    /// Its layout.
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// Its shape.

@@ -6,7 +6,8 @@
 //! six of them at their worst. For one row:
 //!
 //! - score: `ds = EPS (CHAIN sqrt(d) + TERMS) T + TANH |capped|`, where `T` is the sum of the magnitudes that the score is
-//!   made of (`sum |q||k|` times scale, ALiBi, bias, over the temperature, shift);
+//!   made of (`sum |q||k|` times scale, ALiBi, bias, over the temperature, shift). Chains in lanes and a tree over the lanes
+//!   (rows kernels) have fewer roundings than one chain;
 //! - softmax: the relative error of a weight is `dw/w = ds + 4 EPS |s - m| + EXP (1 + moves)`: the score, the argument of
 //!   the exponential, and the exponential, once more for every block in which the maximum `m` moved. The error of a row is
 //!   `sum dw |v| + |out| sum dw` (numerator and denominator), plus the chains of additions;
@@ -15,11 +16,21 @@
 //! - selection: a row of V exactly; the mean of `k` tied rows with `k + 2` roundings of `sum |v| / k`.
 //!
 //! Whatever underflows below the least normal number is lost: `sum |v|` times that number.
+//!
+//! What other ways of computing a row add:
+//!
+//! - spans: the maximum moves within each span and from span to span, `moves` of the worst span and one for every merge that
+//!   changes the maximum; each merge makes chains longer by the two roundings of `a x + b y`;
+//! - int8: the oracle rounds `scale * element` to f32 once for each element, a rows kernel once for each product: `EPS` more
+//!   of the magnitudes of a score, and of `|w||v|`;
+//! - products of pairs of bf16: exact, and added in f32 with as many roundings. Weights are rounded to bf16 before they meet
+//!   V, at a relative error of at most `2^-8` each: `2^-8 sum |w||v|` at the worst;
+//! - an output of f16 or bf16: one rounding more, of `2^-11 |out|` or `2^-8 |out|`, and half of the least subnormal f16.
 
-use regard::reference::Row;
-use regard::{Shape, Weighting};
+use regard::reference::{Rounding, Row};
+use regard::{Dtype, Weighting};
 
-use crate::{Case, Spec};
+use crate::{Case, Path, Spec};
 
 const EPS: f64 = f32::EPSILON as f64;
 const CHAIN: f64 = 1.0;
@@ -28,6 +39,11 @@ const TERMS: f64 = 3.0;
 const EXP: f64 = 1.9e-7;
 const TANH: f64 = 2.4e-7;
 const TINY: f64 = f32::MIN_POSITIVE as f64;
+/// The relative error of rounding to bf16, and to f16.
+const BF16: f64 = 1.0 / 256.0;
+const F16: f64 = 1.0 / 2048.0;
+/// Half of the least subnormal f16, which is as far as it rounds small numbers.
+const F16_TINY: f64 = 1.0 / (1 << 25) as f64;
 
 /// How far a row may be from the definition.
 #[derive(Clone, Debug)]
@@ -42,16 +58,44 @@ pub struct Bound {
     pub weights: Option<Vec<(f64, f64)>>,
 }
 
-/// The bound of one row of a case that was computed with this key block.
-pub fn bound(case: &Case<'_>, shape: &Shape, row: &Row, index: [usize; 3], key_block: usize) -> Bound {
+/// The bound of one row of a case, `[sequence, head, query]`, that was computed in this way.
+pub fn bound(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path) -> Bound {
+    bound_of(case, row, index, path, true)
+}
+
+/// How far results of two ways that round scores alike may differ: the bound of each without the errors of scores.
+pub fn bound_between(case: &Case<'_>, row: &Row, index: [usize; 3], paths: [&Path; 2]) -> Bound {
+    let [mut a, b] = paths.map(|path| bound_of(case, row, index, path, false));
+    a.out.iter_mut().zip(b.out).for_each(|(a, b)| *a += b);
+    a.lse += b.lse;
+    a
+}
+
+/// The error of rounding `x` to an element type of outputs.
+pub fn output_rounding(dtype: Dtype, x: f64) -> f64 {
+    match dtype {
+        Dtype::F16 => (F16 * x.abs()).max(F16_TINY),
+        Dtype::Bf16 => BF16 * x.abs() + TINY,
+        _ => 0.0,
+    }
+}
+
+fn bound_of(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path, with_scores: bool) -> Bound {
     let spec = &case.spec;
-    let keys = spec.keys(shape, index[0]);
-    let scores = &scores(case, shape, index);
+    let shape = case.shape(index[0]);
+    let mut scores = scores(case, index, path);
+    if !with_scores {
+        scores.iter_mut().flatten().for_each(|(_, ds)| *ds = 0.0);
+    }
+    let scores = &scores;
     let visible = scores.iter().flatten().count();
-    let n = spec.length(keys, visible);
-    let chain = EPS * (CHAIN * (visible as f64).sqrt() + TERMS);
-    let values = Values { case, scores, batch: index[0], head: index[1] / (shape.query_heads / shape.kv_heads) };
-    match &spec.weighting {
+    let n = spec.length(shape.keys, visible);
+    let spans = shape.keys.div_ceil(path.span.max(1)).max(1);
+    let chain = EPS * (CHAIN * ((visible + 2 * (spans - 1)) as f64).sqrt() + TERMS);
+    // What becomes of a weight on its way to V.
+    let carried = if path.native { BF16 } else { 0.0 } + if is_scaled(case, path) { EPS } else { 0.0 };
+    let values = Values { case, scores, sequence: index[0], head: index[1] / (shape.query_heads / shape.kv_heads) };
+    let mut bound = match &spec.weighting {
         Weighting::HardLeft | Weighting::HardRight | Weighting::AverageHard => {
             let ties = row.weights.iter().filter(|weight| **weight != 0.0).count();
             let roundings = if ties < 2 { 0.0 } else { (ties + 2) as f64 * EPS / 2.0 };
@@ -59,7 +103,7 @@ pub fn bound(case: &Case<'_>, shape: &Shape, row: &Row, index: [usize; 3], key_b
             let chosen = values.sums(&|key| if roundings == 0.0 { 0.0 } else { row.weights[key] * roundings });
             Bound { out: chosen, lse: 0.0, scores: scores.clone(), weights: None }
         }
-        Weighting::Softmax => softmax(case, row, index, key_block, scores, chain, &values),
+        Weighting::Softmax => softmax(case, row, index, path, chain, carried, &values),
         _ => {
             let normalised = matches!(spec.weighting, Weighting::EvenPower { .. } | Weighting::Taylor2);
             let mut weights: Vec<(f64, f64)> = scores.iter().map(|score| pointwise(spec, *score)).collect();
@@ -73,35 +117,56 @@ pub fn bound(case: &Case<'_>, shape: &Shape, row: &Row, index: [usize; 3], key_b
             };
             weights.iter_mut().for_each(|(w, dw)| (*w, *dw) = (*w * factor, *dw * factor.abs()));
             let denominator = if normalised { error * factor + chain } else { 0.0 };
-            let errors = values.sums(&|key| weights[key].1 + chain * weights[key].0.abs());
+            let errors = values.sums(&|key| weights[key].1 + (chain + carried) * weights[key].0.abs());
             let lost = values.sums(&|_| TINY * factor.abs().max(1.0));
             let out =
                 (0..shape.value_dim).map(|c| errors[c] + row.out[c].abs() * denominator + lost[c] + TINY).collect();
             Bound { out, lse: 0.0, scores: scores.clone(), weights: Some(weights) }
         }
+    };
+    for (bound, out) in bound.out.iter_mut().zip(&row.out) {
+        *bound += output_rounding(path.out, out.abs() + *bound);
     }
+    bound
+}
+
+/// Whether products are multiplied with the scale of their key or value once they are finished.
+fn is_scaled(case: &Case<'_>, path: &Path) -> bool {
+    case.k.dtype() == Dtype::Int8 && matches!(path.rounding, Rounding::Lanes { .. })
+}
+
+/// How often the maximum of a row moves: the most of any weight.
+fn moves(scores: &[Option<(f64, f64)>], path: &Path) -> usize {
+    let highest = |some: &[Option<(f64, f64)>]| some.iter().flatten().fold(f64::NEG_INFINITY, |m, s| m.max(s.0));
+    let count = |scores: &[Option<(f64, f64)>], step: usize| {
+        let (mut moves, mut running) = (0, f64::NEG_INFINITY);
+        for part in scores.chunks(step.max(1)) {
+            moves += usize::from(highest(part) > running);
+            running = running.max(highest(part));
+        }
+        moves
+    };
+    let span = path.span.clamp(1, scores.len().max(1));
+    let within = scores.chunks(span).map(|span| count(span, path.key_block)).max().unwrap_or(0);
+    // A later part may also be the one that is multiplied.
+    if span >= scores.len() { within } else { within + count(scores, span) + 1 }
 }
 
 fn softmax(
     case: &Case<'_>,
     row: &Row,
     [_, head, _]: [usize; 3],
-    key_block: usize,
-    scores: &[Option<(f64, f64)>],
+    path: &Path,
     chain: f64,
+    carried: f64,
     values: &Values<'_>,
 ) -> Bound {
-    let highest = |some: &[Option<(f64, f64)>]| some.iter().flatten().fold(f64::NEG_INFINITY, |m, s| m.max(s.0));
+    let scores = values.scores;
     let sink = case.spec.sinks.map(|sinks| f64::from(sinks[head]));
-    let max = highest(scores);
+    let max = scores.iter().flatten().fold(f64::NEG_INFINITY, |m, s| m.max(s.0));
     let reference = max.max(sink.unwrap_or(f64::NEG_INFINITY));
     let reference = if reference == f64::NEG_INFINITY { 0.0 } else { reference };
-    let (mut moves, mut running) = (0, f64::NEG_INFINITY);
-    for block in scores.chunks(key_block) {
-        moves += usize::from(highest(block) > running);
-        running = running.max(highest(block));
-    }
-    let exp = EXP * (1 + moves) as f64;
+    let exp = EXP * (1 + moves(scores, path)) as f64;
     // (weight, absolute error), not yet divided by the sum.
     let mut weights: Vec<(f64, f64)> = (scores.iter())
         .map(|score| {
@@ -120,7 +185,7 @@ fn softmax(
     weights.iter_mut().for_each(|(w, dw)| (*w, *dw) = (*w * factor, *dw * factor));
     // With a sink the sum is rescaled by one more exponential.
     let denominator = error * factor + chain + if sink.is_some() { 2.0 * EXP } else { 0.0 };
-    let errors = values.sums(&|key| weights[key].1 + chain * weights[key].0);
+    let errors = values.sums(&|key| weights[key].1 + (chain + carried) * weights[key].0);
     let lost = values.sums(&|_| TINY);
     let out = (0..errors.len()).map(|c| errors[c] + row.out[c].abs() * denominator + lost[c] + TINY).collect();
     let lse = if row.lse.is_finite() {
@@ -148,20 +213,22 @@ fn pointwise(spec: &Spec<'_>, score: Option<(f64, f64)>) -> (f64, f64) {
 }
 
 /// The final scores of a row in f64, with how far each may be off.
-fn scores(case: &Case<'_>, shape: &Shape, [batch, head, query]: [usize; 3]) -> Vec<Option<(f64, f64)>> {
+fn scores(case: &Case<'_>, [sequence, head, query]: [usize; 3], path: &Path) -> Vec<Option<(f64, f64)>> {
     let spec = &case.spec;
+    let shape = case.shape(sequence);
     let kv_head = head / (shape.query_heads / shape.kv_heads);
-    let keys = spec.keys(shape, batch);
-    let seen: Vec<bool> = (0..keys).map(|key| spec.sees(shape, [batch, head, query, key])).collect();
+    let keys = shape.keys;
+    let seen: Vec<bool> = (0..keys).map(|key| spec.sees(&shape, [sequence, head, query, key])).collect();
     let n = spec.length(keys, seen.iter().filter(|seen| **seen).count());
-    let cold = spec.inverse_temperature(shape, [batch, head, query], n);
-    let (scale, shift) = (spec.scale(shape), spec.shift(n));
-    let chain = EPS * (CHAIN * (shape.head_dim as f64).sqrt() + TERMS);
-    let q: Vec<f64> = (0..shape.head_dim).map(|c| f64::from(*case.q.get([batch, head, query, c]))).collect();
+    let cold = spec.inverse_temperature(head, case.row([sequence, head, query]), n);
+    let (scale, shift) = (spec.scale(&shape), spec.shift(n));
+    let scaled = if is_scaled(case, path) { 1.0 } else { 0.0 };
+    let chain = EPS * (CHAIN * (shape.head_dim as f64).sqrt() + TERMS + scaled);
+    let q = case.query([sequence, head, query]);
     let score = |key: usize| {
         let (mut product, mut magnitude) = (0.0, 0.0);
-        for (c, q) in q.iter().enumerate() {
-            let term = q * f64::from(*case.k.get([batch, kv_head, key, c]));
+        for (q, k) in q.iter().zip(case.key([sequence, kv_head, key])) {
+            let term = q * k;
             product += term;
             magnitude += term.abs();
         }
@@ -172,7 +239,7 @@ fn scores(case: &Case<'_>, shape: &Shape, [batch, head, query]: [usize; 3]) -> V
             s = cap * (s / cap).tanh();
             cap_error = TANH * s.abs();
         }
-        for addend in spec.addends(shape, [batch, head, query, key]) {
+        for addend in spec.addends(&shape, [sequence, head, query, key]) {
             s += addend;
             total += addend.abs();
         }
@@ -185,19 +252,18 @@ fn scores(case: &Case<'_>, shape: &Shape, [batch, head, query]: [usize; 3]) -> V
 struct Values<'a> {
     case: &'a Case<'a>,
     scores: &'a [Option<(f64, f64)>],
-    batch: usize,
+    sequence: usize,
     head: usize,
 }
 
 impl Values<'_> {
     /// `sum over visible keys of weight(key) |v|`, for each column.
     fn sums(&self, weight: &dyn Fn(usize) -> f64) -> Vec<f64> {
-        let v = &self.case.v;
-        let mut sums = vec![0.0; v.shape()[3]];
+        let mut sums = vec![0.0; self.case.v.shape()[3]];
         for key in (0..self.scores.len()).filter(|key| self.scores[*key].is_some()) {
             let weight = weight(key);
-            for (c, sum) in sums.iter_mut().enumerate() {
-                *sum += weight * f64::from(*v.get([self.batch, self.head, key, c])).abs();
+            for (sum, v) in sums.iter_mut().zip(self.case.value([self.sequence, self.head, key])) {
+                *sum += weight * v.abs();
             }
         }
         sums

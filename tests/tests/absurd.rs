@@ -47,11 +47,13 @@ fn sizes_that_no_memory_holds() {
     let (q, k, v) = (view([1, 1, 1 << 40, 0]), view([1, 1, 0, 0]), view([1, 1, 0, 1 << 40]));
     let error = attention(&Attention::softmax(), q, k, v).unwrap_err();
     assert!(matches!(error, Error::View { tensor: "out", .. }), "{error}");
-    // A plan says that it needs more than there is.
-    let one = [1.0];
-    let q = View::bhsd(&one, [1, 1, 1, 1]).unwrap();
-    let problem = Problem::new(&Attention::softmax(), q, view([1, 1, 0, 1]), view([1, 1, 0, 1 << 59])).unwrap();
-    assert_eq!(plan(&problem).workspace_bytes(2), usize::MAX);
+    // A plan says that it needs more than there is, for few queries and for many.
+    let ones = [1.0; 17];
+    for (queries, least) in [(1, isize::MAX as usize), (17, usize::MAX)] {
+        let q = View::bhsd(&ones, [1, 1, queries, 1]).unwrap();
+        let problem = Problem::new(&Attention::softmax(), q, view([1, 1, 0, 1]), view([1, 1, 0, 1 << 59])).unwrap();
+        assert!(plan(&problem).workspace_bytes(2) >= least);
+    }
 }
 
 /// Strides that nothing is ever multiplied with may be anything.
@@ -67,7 +69,7 @@ fn absurd_strides_of_single_rows_and_of_nothing() {
     let k = View::strided(&none, [2, 2, 3, 0], [far; 4]).unwrap();
     let problem = Problem::new(&Attention::softmax(), q, k, k).unwrap();
     let plan = plan(&problem);
-    let (mut workspace, mut out, mut lse) = (vec![0.0; plan.workspace_len(1)], [], [0.0; 12]);
+    let (mut workspace, mut out, mut lse) = (vec![0.0; plan.workspace_len(1)], [0.0_f32; 0], [0.0; 12]);
     let out = ViewMut::strided(&mut out, [2, 2, 3, 0], [far; 4]).unwrap();
     plan.run(&problem, out, Some(&mut lse), &mut workspace, Execution::Serial).unwrap();
     assert!(lse.iter().all(|lse| (lse - 3_f32.ln()).abs() < 1e-6), "{lse:?}");

@@ -1,19 +1,21 @@
 //! Nothing to do, nothing to see, and numbers at the end of their range.
 #![forbid(unsafe_code)]
 
-use regard::{Align, Execution, Level, SigmoidBias, Temperature, View, Weighting};
-use regard_kernels::table::kernels;
+use regard::{Align, Dtype, Execution, Level, SigmoidBias, Temperature, View, Weighting};
+use regard_kernels::table::{kernels, rows_kernel};
 use regard_tests::{
-    Case, Layout, Output, Random, SLOW, Spec, Tensor, check, every_kernel, levels, run, setup_for, setup_of, weightings,
+    Blocks, Case, Engine, Layout, Output, Random, SLOW, Spec, Stored, Tensor, check, engines, levels, run, selects,
+    setup_for, setup_of, weightings,
 };
 
-/// Runs a case with the first kernel of a level and small blocks.
+/// Runs a case with the first kernel of a level and small blocks, or with the rows kernel where queries are few.
 fn run_at(level: Level, case: &Case<'_>) -> Output {
     run(&case.problem(), &setup_for(&kernels(level)[0], 16, 40), Execution::Serial)
 }
 
-fn selects(weighting: &Weighting) -> bool {
-    matches!(weighting, Weighting::HardLeft | Weighting::HardRight | Weighting::AverageHard)
+/// The first lanes kernel of a level, and its rows kernel for f32.
+fn engines_at(level: Level) -> [Engine; 2] {
+    [Engine::Lanes(&kernels(level)[0]), Engine::Rows(rows_kernel(level, Dtype::F32, false))]
 }
 
 #[test]
@@ -144,11 +146,13 @@ fn nothing_leaks_through_a_mask() {
                 }
             }
             assert!(hidden > 0, "{spec:?} hides no key from all rows");
-            for kernel in every_kernel() {
+            for engine in engines().filter(|engine| engine.computes(&weighting)) {
+                let dtype = engine.dtype();
+                let store = |k, v| Stored::three([&q, k, v], engine.q_dtype(dtype), dtype);
+                let [clean, dirty] = [store(&k, &v), store(&dirty[0], &dirty[1])];
                 for key_block in [16, 48] {
-                    let setup = setup_for(kernel, key_block, 30);
-                    let case = |k, v| run(&Case::new(spec.clone(), &q, k, v).problem(), &setup, Execution::Serial);
-                    case(&dirty[0], &dirty[1]).assert_same(&case(&k, &v), &format!("{} {spec:?}", kernel.name));
+                    let run = |stored| engine.run(&Case::stored(spec.clone(), stored), &Blocks::new(key_block, 30));
+                    run(&dirty).assert_same(&run(&clean), &format!("{} {spec:?}", engine.name()));
                 }
             }
         }
@@ -174,19 +178,22 @@ fn rows_that_see_nan_are_nan_and_others_are_not() {
             Spec { window: Some((Some(4), Some(9))), align: Some(Align::Offset(5)), ..plain() },
         ];
         for spec in &specs {
-            for (level, bad) in levels().iter().flat_map(|level| [0, 17, 31, 33, 49].map(|bad| (level, bad))) {
-                let clean = run_at(*level, &Case::new(spec.clone(), &q, &k, &v));
+            let engines = levels().iter().flat_map(|level| engines_at(*level));
+            for (engine, bad) in engines.flat_map(|engine| [0, 17, 31, 33, 49].map(|bad| (engine, bad))) {
+                let run_at = |case: &Case<'_>| engine.run(case, &Blocks::new(16, 40));
+                let level = engine.name();
+                let clean = run_at(&Case::new(spec.clone(), &q, &k, &v));
                 let shape = Case::new(spec.clone(), &q, &k, &v).problem().shape();
                 // NaN in one element of K: the score of that key.
                 let mut nan_k = k.clone();
                 *nan_k.at([0, 0, bad, 3]) = f32::NAN;
-                let output = run_at(*level, &Case::new(spec.clone(), &q, &nan_k, &v));
+                let output = run_at(&Case::new(spec.clone(), &q, &nan_k, &v));
                 for query in 0..queries {
                     let sees = spec.sees(&shape, [0, 0, query, bad]);
                     let row = query * 7..query * 7 + 7;
                     for (got, was) in output.out[row.clone()].iter().zip(&clean.out[row]) {
                         let fits = if sees { got.is_nan() } else { got.to_bits() == was.to_bits() };
-                        assert!(fits, "K {got} {was} {sees} row {query} key {bad} {level:?} {spec:?}");
+                        assert!(fits, "K {got} {was} {sees} row {query} key {bad} {level} {spec:?}");
                     }
                     if let (Some(lse), Some(was)) = (&output.lse, &clean.lse) {
                         assert!(if sees { lse[query].is_nan() } else { lse[query].to_bits() == was[query].to_bits() });
@@ -197,16 +204,16 @@ fn rows_that_see_nan_are_nan_and_others_are_not() {
                 *nan_v.at([0, 0, bad, 3]) = f32::NAN;
                 let case = Case::new(spec.clone(), &q, &k, &nan_v);
                 let problem = case.problem();
-                let output = run_at(*level, &case);
+                let output = run_at(&case);
                 for query in 0..queries {
-                    let row = regard::reference::row(&problem, level.isa(), [0, 0, query]);
+                    let row = regard::reference::row(&problem, output.paths[0].rounding, [0, 0, query]);
                     let sees = spec.sees(&shape, [0, 0, query, bad]);
                     let counts = sees && (!selects(&weighting) || row.weights[bad] != 0.0);
                     for c in 0..7 {
                         let (got, was) = (output.out[query * 7 + c], clean.out[query * 7 + c]);
                         let nan = counts && c == 3;
                         let fits = if nan { got.is_nan() } else { got.to_bits() == was.to_bits() };
-                        assert!(fits, "V {got} {was} row {query} key {bad} column {c} {level:?} {spec:?}");
+                        assert!(fits, "V {got} {was} row {query} key {bad} column {c} {level} {spec:?}");
                     }
                 }
             }
@@ -447,7 +454,7 @@ fn inputs_with_strides_of_zero() {
     let copied = View::bhsd(&copied, [2, 2, 20, 8]).expect("within the data");
     for weighting in weightings() {
         for level in levels() {
-            let case = |view| Case { spec: Spec::new(weighting.clone()), q: view, k: view, v: view };
+            let case = |view| Case::of(Spec::new(weighting.clone()), view, view, view);
             run_at(*level, &case(repeated)).assert_same(&run_at(*level, &case(copied)), &format!("{weighting:?}"));
             check(&case(repeated), &setup_of(*level));
         }
@@ -465,7 +472,7 @@ fn allocations_of_exact_length() {
         for weighting in weightings() {
             for level in levels() {
                 let spec = Spec { causal: Some(Align::BottomRight), ..Spec::new(weighting.clone()) };
-                check(&Case { spec, q: view(&q, queries), k: view(&k, keys), v: view(&k, keys) }, &setup_of(*level));
+                check(&Case::of(spec, view(&q, queries), view(&k, keys), view(&k, keys)), &setup_of(*level));
             }
         }
     }

@@ -1,13 +1,13 @@
-//! Every kernel of the table, over sizes around the sizes of its register tile.
+//! Every lanes kernel of the table, over sizes around the sizes of its register tile.
 //!
 //! Inputs lie in NaN, outputs and workspace between guard bands (see [`regard_tests::Guarded`]), and every row is compared
 //! with the oracle. Small sizes are cheap, so the loops go over all of them in one size and over few in the others.
 #![forbid(unsafe_code)]
 
-use regard::{Align, Execution, SigmoidBias, Weighting};
+use regard::{Align, Dtype, SigmoidBias, Weighting};
 use regard_kernels::table::Kernel;
 use regard_tests::{
-    Case, Layout, Random, Report, SLOW, Spec, Tensor, check, compare, every_kernel, run_into, setup_for,
+    Blocks, Case, Engine, Layout, Random, Report, SLOW, Spec, Stored, Tensor, check, compare, every_kernel, setup_for,
 };
 
 /// One of each family.
@@ -21,11 +21,21 @@ const FAMILIES: [Weighting; 5] = [
 
 const KEY_BLOCKS: [usize; 3] = [16, 48, 192];
 
+/// Element types of q, and of k and v: f32 more often than others.
+const DTYPES: [[Dtype; 2]; 6] = [
+    [Dtype::F32, Dtype::F32],
+    [Dtype::F16, Dtype::F16],
+    [Dtype::F32, Dtype::F32],
+    [Dtype::Bf16, Dtype::Bf16],
+    [Dtype::F32, Dtype::Int8],
+    [Dtype::Bf16, Dtype::F16],
+];
+
 /// `[queries, keys, d, d_v]`
 type Sizes = [usize; 4];
 
 /// One problem of two heads; layout, mask and blocks change from turn to turn.
-fn one(kernel: &Kernel, weighting: &Weighting, sizes: Sizes, turn: usize) -> Report {
+fn one(kernel: &'static Kernel, weighting: &Weighting, sizes: Sizes, turn: usize) -> Report {
     let [queries, keys, d, d_v] = sizes;
     let layout = Layout::ALL[turn % 4];
     let mut random = Random::new(turn as u64);
@@ -36,10 +46,15 @@ fn one(kernel: &Kernel, weighting: &Weighting, sizes: Sizes, turn: usize) -> Rep
     spec.causal = (turn / 2 % 3 == 1).then_some(Align::BottomRight);
     // Smaller than a sub-tile, a sub-tile and a bit, larger than the problem.
     let query_block = [kernel.tile.rows / 2 + 1, kernel.tile.rows + 3, 3 * kernel.tile.rows][turn / 3 % 3];
-    let setup = setup_for(kernel, KEY_BLOCKS[turn / 7 % 3], query_block);
-    let case = Case::new(spec, &q, &k, &v);
-    let problem = case.problem();
-    compare(&case, &problem, &run_into(&problem, &setup, Execution::Serial, layout))
+    let [q_dtype, kv_dtype] = DTYPES[turn / 5 % DTYPES.len()];
+    let stored = match kernel.dtype {
+        Dtype::F32 => Stored::three([&q, &k, &v], q_dtype, kv_dtype),
+        narrow => Stored::three([&q, &k, &v], narrow, narrow),
+    };
+    let case = Case::stored(spec, &stored);
+    let blocks = Blocks { layout, ..Blocks::new(KEY_BLOCKS[turn / 7 % 3], query_block) };
+    // Not through a plan, which gives few queries to a rows kernel.
+    compare(&case, &case.problem(), &Engine::Lanes(kernel).run(&case, &blocks))
 }
 
 /// Goes through sizes with every kernel, and prints how close each came.
@@ -48,7 +63,7 @@ fn sweep(name: &str, sizes: impl Fn(&Kernel) -> Vec<Sizes>) {
         let mut report = Report::default();
         for (i, sizes) in sizes(kernel).into_iter().enumerate() {
             for (j, weighting) in FAMILIES.iter().enumerate() {
-                if SLOW && i % 5 != j {
+                if (SLOW && i % 5 != j) || !Engine::Lanes(kernel).computes(weighting) {
                     continue;
                 }
                 // Another start for each kernel and family mixes sizes with layouts, masks and blocks.
@@ -125,11 +140,11 @@ fn every_family_layout_and_block() {
                     if SLOW && i != j {
                         continue;
                     }
-                    let setup = setup_for(kernel, key_block, query_block);
                     let layout = Layout::ALL[(i + j) % 4];
                     let (q, k, v) = (q.in_layout(layout), k.in_layout(layout), v.in_layout(layout));
-                    let case = Case::new(Spec::new(weighting.clone()), &q, &k, &v);
-                    report = report.and(check(&case, &setup));
+                    let stored = Stored::three([&q, &k, &v], kernel.dtype, kernel.dtype);
+                    let case = Case::stored(Spec::new(weighting.clone()), &stored);
+                    report = report.and(check(&case, &setup_for(kernel, key_block, query_block)));
                 }
             }
         }
@@ -148,8 +163,8 @@ fn many_sub_tiles_in_a_block() {
         let v = Tensor::normal([4, 4, 37, 6], Layout::Bhsd, &mut random);
         for weighting in FAMILIES {
             let spec = Spec { causal: Some(Align::Offset(-40)), ..Spec::new(weighting.clone()) };
-            let setup = setup_for(kernel, 16, 4096);
-            check(&Case::new(spec, &q, &k, &v), &setup);
+            let stored = Stored::three([&q, &k, &v], kernel.dtype, kernel.dtype);
+            check(&Case::stored(spec, &stored), &setup_for(kernel, 16, 4096));
             if SLOW {
                 break;
             }

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use regard::{Attention, Execution, Level, Plan, Problem, Setup, Weighting, kernel_set};
+use regard::{Attention, Dtype, Execution, Level, Plan, Problem, Setup, Weighting, kernel_set};
 use regard_kernels::table::kernels;
 use regard_profile::{Machine, PROFILE_VARIABLE, Profile, ProfileError, load, save};
 use regard_tests::{Case, Layout, Random, Spec, Tensor, check, levels, profile_for, setup_of, this_test};
@@ -12,10 +12,10 @@ fn tensor() -> Tensor {
     Tensor::normal([1, 2, 40, 16], Layout::Bhsd, &mut Random::new(1))
 }
 
-/// A profile of this machine that asks for the last kernel of the best level, with blocks that no model gives.
+/// A profile of this machine that asks for the last kernel of the best level that takes f32, with blocks that no model gives.
 fn profile() -> Profile {
-    let list = kernels(Level::best());
-    profile_for(&Machine::detect(), &list[list.len() - 1], 34, 13)
+    let mut list = kernels(Level::best()).iter().filter(|kernel| kernel.dtype == Dtype::F32);
+    profile_for(&Machine::detect(), list.next_back().expect("every level has a kernel for f32"), 34, 13)
 }
 
 fn plan(setup: &Setup, options: &Attention<'_>) -> Plan {

@@ -153,6 +153,7 @@ fn seen<'a>(spec: &'a Spec<'_>, sizes: &Sizes, row: [usize; 3]) -> impl Iterator
         keys: sizes.keys,
         head_dim: sizes.d,
         value_dim: sizes.d_v,
+        packed_rows: None,
     };
     (0..sizes.keys).filter(move |key| spec.sees(&shape, [batch, head, query, *key]))
 }
@@ -310,7 +311,11 @@ proptest! {
                 let single = run_on(*level, &alone, &[q.rows(row, 1), k.clone(), v.clone()]);
                 for (head, out) in single.out.chunks(sizes.d_v).enumerate() {
                     let at = head * sizes.queries + row;
-                    prop_assert_eq!(out, &whole.out[at * sizes.d_v..(at + 1) * sizes.d_v], "alone it differs");
+                    let within = &whole.out[at * sizes.d_v..(at + 1) * sizes.d_v];
+                    // Another number of rows may be computed in another order.
+                    let largest = out.iter().fold(1.0_f32, |largest, x| largest.max(x.abs()));
+                    let close = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-4 * largest;
+                    prop_assert!(out.iter().zip(within).all(close), "alone it differs: {:?}, {:?}", out, within);
                 }
             }
         }

@@ -2,15 +2,20 @@
 //! sizes.
 #![forbid(unsafe_code)]
 
-use regard::{Align, Count, RowScale, Temperature, View, Weighting};
+use regard::{Align, Count, Dtype, RowScale, Split, Temperature, View, Weighting};
 use regard_kernels::table::kernels;
-use regard_tests::{Case, Layout, Random, Report, SLOW, Spec, Tensor, check, levels, setup_for, weightings};
+use regard_tests::{
+    Blocks, Case, Engine, Layout, Random, Report, SLOW, Spec, Stored, Tensor, check, compare, engines, levels,
+    setup_for, weightings,
+};
 
 /// Tensors and lists for one shape.
 struct Pool {
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    /// The same in other element types.
+    stored: Vec<[Stored; 3]>,
     /// Mask tensors, as bytes with their shapes; any byte but 0 keeps.
     keeps: Vec<(Vec<u8>, [usize; 4])>,
     biases: Vec<Tensor>,
@@ -49,10 +54,15 @@ impl Pool {
         keeps.push(bytes(pairs, &mut |i| i % 29 == 0));
         keeps.push(bytes(pairs, &mut |i| i % keys.max(1) / 16 % 2 == 1));
         let (rows, unit) = (batch * heads * queries, |random: &mut Random| 0.3 + 2.0 * random.uniform() as f32);
+        let q = Tensor::normal([batch, heads, queries, d], Layout::Bshd, random);
+        let k = Tensor::normal([batch, kv_heads, keys, d], Layout::Padded, random);
+        let v = Tensor::normal([batch, kv_heads, keys, d_v], Layout::PaddedBshd, random);
+        let stored = DTYPES.map(|[q_dtype, kv_dtype]| Stored::three([&q, &k, &v], q_dtype, kv_dtype)).into();
         Self {
-            q: Tensor::normal([batch, heads, queries, d], Layout::Bshd, random),
-            k: Tensor::normal([batch, kv_heads, keys, d], Layout::Padded, random),
-            v: Tensor::normal([batch, kv_heads, keys, d_v], Layout::PaddedBshd, random),
+            q,
+            k,
+            v,
+            stored,
             keeps,
             biases: shapes.map(|shape| Tensor::normal(shape, Layout::Padded, random)).into(),
             slopes: (0..heads).map(|head| if head % 3 == 2 { -0.25 } else { 0.5 / (1 + head) as f32 }).collect(),
@@ -174,15 +184,39 @@ impl Pool {
     }
 }
 
-/// Checks a spec on every level, with blocks that change from call to call.
+/// Element types of q, and of k and v.
+const DTYPES: [[Dtype; 2]; 6] = [
+    [Dtype::F32, Dtype::F32],
+    [Dtype::Bf16, Dtype::Bf16],
+    [Dtype::F16, Dtype::Int8],
+    [Dtype::F32, Dtype::F32],
+    [Dtype::F16, Dtype::F16],
+    [Dtype::F32, Dtype::Bf16],
+];
+
+/// Checks a spec on every level, with kernels, element types and blocks that change from call to call.
 fn on_every_level(pool: &Pool, spec: &Spec<'_>, turn: &mut usize) -> Report {
     let mut report = Report::default();
     for level in levels() {
         *turn += 1;
-        let list = kernels(*level);
-        let kernel = &list[*turn / 5 % list.len()];
-        let setup = setup_for(kernel, [16, 48][*turn % 2], [3 * kernel.tile.rows, 5, kernel.tile.rows][*turn % 3]);
-        report = report.and(check(&Case::new(spec.clone(), &pool.q, &pool.k, &pool.v), &setup));
+        let stored = &pool.stored[*turn % DTYPES.len()];
+        let dtypes = [0, 1].map(|i| stored[i].dtype());
+        let takes = |engine: &Engine| {
+            let native = !engine.is_native() || (dtypes == [Dtype::Bf16; 2] && engine.computes(&spec.weighting));
+            engine.isa() == level.isa() && engine.takes(dtypes[1]) && native
+        };
+        let list: Vec<Engine> = engines().filter(takes).collect();
+        // Rows kernels are one or two of them.
+        let engine = if (*turn / 7).is_multiple_of(2) {
+            list[list.len() - 1 - *turn / 5 % 2]
+        } else {
+            list[*turn / 5 % list.len()]
+        };
+        let rows = engine.tile_rows();
+        let split = if *turn % 4 == 3 { Split::Keys(16) } else { Split::Never };
+        let blocks = Blocks { split, ..Blocks::new([16, 48][*turn % 2], [3 * rows, 5, rows][*turn % 3]) };
+        let case = Case::stored(spec.clone(), stored);
+        report = report.and(compare(&case, &case.problem(), &engine.run(&case, &blocks)));
     }
     report
 }
@@ -234,7 +268,10 @@ fn every_temperature_and_factor() {
         for mask in [&masks[0], &masks[4], &masks[masks.len() - 7]] {
             for spec in pool.terms(mask).iter().step_by(7) {
                 let temperatures = pool.temperatures(spec);
-                all.extend(temperatures.iter().step_by(if SLOW { 4 } else { 1 }).flat_map(|spec| pool.extras(spec)));
+                let step = if SLOW { 13 } else { 3 };
+                // Another start each time, so that every temperature has its turn.
+                let first = all.len() % step;
+                all.extend(temperatures.iter().skip(first).step_by(step).flat_map(|spec| pool.extras(spec)));
             }
         }
         all

@@ -16,10 +16,15 @@
 mod lanes;
 pub mod launch;
 mod mask;
+mod partial;
+mod rows;
+mod rules;
+mod source;
 pub mod table;
+pub mod tensor;
 pub mod view;
 pub mod weighting;
 
 pub use lanes::Segment;
-pub use lanes::args::{Count, Schedule, Shift};
 pub use mask::Band;
+pub use rules::{Count, Ending, Schedule, Shift};

@@ -1,10 +1,12 @@
 //! The static table of kernels: one list of register tiles for each level.
 
-use regard_simd::{Isa, Level, Simd};
+use regard_simd::{Extension, Isa, Level, Simd};
 
 use crate::lanes::Lanes;
 use crate::lanes::args::Head;
 use crate::lanes::scratch::Layout;
+pub use crate::rows::table::{RowsKernel, rows_kernel, rows_kernels};
+use crate::tensor::Dtype;
 
 /// The register tile of a lanes kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,10 +22,15 @@ pub struct Tile {
 /// A compiled kernel. Its name is what profiles store.
 #[derive(Debug)]
 pub struct Kernel {
-    /// `{isa}_lanes_f32_{vectors}x{keys}`
+    /// `{isa}_lanes_{element type}_{vectors}x{keys}`
     pub name: &'static str,
     /// The level that it is compiled for.
     pub isa: Isa,
+    /// What it needs beyond the level.
+    pub extension: Option<Extension>,
+    /// What it multiplies: f32, which keys and values of every element type are widened to, or bf16, for keys and
+    /// values of bf16 only; queries and weights are then rounded to it.
+    pub dtype: Dtype,
     /// Its register tile.
     pub tile: Tile,
     run: unsafe fn(&Head<'_>, *mut f32, Layout),
@@ -33,8 +40,9 @@ impl Kernel {
     /// Runs the kernel on one block of query rows of one head.
     ///
     /// # Safety
-    /// The level of the kernel was detected, `head` is as its fields say, its weighting's functions are of the same
-    /// level, and `scratch` has `layout.len` f32 at a multiple of 64 bytes, used by no one else.
+    /// The level of the kernel and its extension were detected, `head` is as its fields say, with keys and values of a
+    /// type that the kernel takes, its weighting's functions are of the same level, and `scratch` has `layout.len` f32
+    /// at a multiple of 64 bytes, used by no one else.
     pub(crate) unsafe fn run(&self, head: &Head<'_>, scratch: *mut f32, layout: Layout) {
         // SAFETY: the caller's contract.
         unsafe { (self.run)(head, scratch, layout) }
@@ -43,57 +51,77 @@ impl Kernel {
 
 /// # Safety
 /// As for [`Kernel::run`].
-unsafe fn entry<S: Simd, const G: usize, const R: usize, const R1: usize>(
+unsafe fn entry<S: Simd, const G: usize, const R: usize, const R1: usize, const PAIRS: bool>(
     head: &Head<'_>,
     scratch: *mut f32,
     layout: Layout,
 ) {
     // SAFETY: the caller's contract.
-    unsafe { S::assume().vectorize(Lanes::<G, R, R1> { head, scratch, layout }) }
+    unsafe { S::assume().vectorize(Lanes::<G, R, R1, PAIRS> { head, scratch, layout }) }
 }
 
-/// One line per kernel: vectors x keys, and the keys of a tile of one vector.
+/// One line per kernel: vectors x keys, and the keys of a tile of one vector. Those with an extension come last.
 macro_rules! kernels {
-    ($(#[$meta:meta])* $list:ident, $token:ty, $isa:literal: $(($g:literal x $r:literal, $r1:literal)),+ $(,)?) => {
+    (
+        $(#[$meta:meta])* $list:ident, $isa:literal,
+        $token:ty: $(($g:literal x $r:literal, $r1:literal)),+
+        $(; $extension:ident $extended:ty: $(($eg:literal x $er:literal, $er1:literal)),+)?
+    ) => {
         $(#[$meta])*
-        static $list: &[Kernel] = &[$(Kernel {
-            name: concat!($isa, "_lanes_f32_", $g, "x", $r),
-            isa: <$token as Simd>::ISA,
-            tile: Tile { rows: $g * <$token as Simd>::LANES, vectors: $g, keys: $r },
-            run: entry::<$token, $g, $r, $r1>,
-        }),+];
+        static $list: &[Kernel] = &[
+            $(Kernel {
+                name: concat!($isa, "_lanes_f32_", $g, "x", $r),
+                isa: <$token as Simd>::ISA,
+                extension: None,
+                dtype: Dtype::F32,
+                tile: Tile { rows: $g * <$token as Simd>::LANES, vectors: $g, keys: $r },
+                run: entry::<$token, $g, $r, $r1, false>,
+            },)+
+            $($(Kernel {
+                name: concat!($isa, "_lanes_bf16_", $eg, "x", $er),
+                isa: <$extended as Simd>::ISA,
+                extension: Some(Extension::$extension),
+                dtype: Dtype::$extension,
+                tile: Tile { rows: $eg * <$extended as Simd>::LANES, vectors: $eg, keys: $er },
+                run: entry::<$extended, $eg, $er, $er1, true>,
+            },)+)?
+        ];
     };
 }
 
-// Registers of a tile: vectors * keys accumulators, the vectors of queries (or weights), one broadcast. The first of a
-// list is the one to use when nothing was measured.
+// Registers of a tile: vectors * keys accumulators, the vectors of queries (or weights), one broadcast.
 
 // 16 registers of two, which the portable vectors of 8 lanes take on plain x86-64 and AArch64.
-kernels!(PORTABLE, regard_simd::Portable, "portable": (1 x 4, 4), (2 x 4, 4));
+kernels!(PORTABLE, "portable", regard_simd::Portable: (1 x 4, 4), (2 x 4, 4));
 
 // 16 registers; one must stay spare, or an accumulator is spilt and its chain goes through memory (3 x 4 runs at half
 // speed).
 kernels!(
     #[cfg(target_arch = "x86_64")]
-    AVX2, regard_simd::Avx2, "avx2": (2 x 6, 12), (2 x 4, 8)
+    AVX2, "avx2", regard_simd::Avx2: (2 x 6, 12), (2 x 4, 8)
 );
 
-// 32 registers. 2 x 8 is best or within 1 % of it on every shape measured on Zen 5; 2 x 10, 2 x 12 and 2 x 14 are as fast,
-// 3 x 8 is 3 to 5 % slower. A single vector is for few queries.
+// 32 registers. 2 x 8 is best or within 1 % of it on every shape measured on Zen 5; 2 x 10, 2 x 12 and 2 x 14 are as
+// fast, 3 x 8 is 3 to 5 % slower. A single vector is for few queries.
 kernels!(
     #[cfg(target_arch = "x86_64")]
-    AVX512, regard_simd::Avx512, "avx512": (2 x 8, 8), (2 x 12, 8), (1 x 16, 16)
+    AVX512, "avx512",
+    regard_simd::Avx512: (2 x 8, 8), (2 x 12, 8), (1 x 16, 16);
+    Bf16 regard_simd::Avx512Bf16: (2 x 8, 8), (1 x 16, 16)
 );
 
 // 32 registers; FMA latency times pipes asks for at least 16 accumulators on recent cores.
 kernels!(
     #[cfg(target_arch = "aarch64")]
-    NEON, regard_simd::Neon, "neon": (4 x 6, 16), (2 x 8, 16), (4 x 4, 16)
+    NEON, "neon",
+    regard_simd::Neon: (4 x 6, 16), (2 x 8, 16), (4 x 4, 16);
+    Bf16 regard_simd::NeonBf16: (4 x 6, 16)
 );
 
-/// The kernels of a level. The level's token proves that they may run.
+/// The kernels of a level that this machine can run: the level's token proves it, and extensions are looked up. The
+/// first of each element type is the one to use when nothing was measured.
 pub fn kernels(level: Level) -> &'static [Kernel] {
-    match level {
+    let all = match level {
         Level::Portable(_) => PORTABLE,
         #[cfg(target_arch = "x86_64")]
         Level::Avx2(_) => AVX2,
@@ -102,7 +130,9 @@ pub fn kernels(level: Level) -> &'static [Kernel] {
         #[cfg(target_arch = "aarch64")]
         Level::Neon(_) => NEON,
         _ => unreachable!("a level without kernels"),
-    }
+    };
+    let runs = |kernel: &&Kernel| kernel.extension.is_none_or(|extension| extension.is_available_at(kernel.isa));
+    &all[..all.iter().take_while(runs).count()]
 }
 
 /// The names of all kernels of this architecture, whether this machine can run them or not.
@@ -120,7 +150,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// Changes whenever measurements of an earlier build no longer say anything about the kernels.
-pub const REVISION: u32 = 1;
+pub const REVISION: u32 = 2;
 
 /// Block sizes that [`crate::launch::run`] takes, in keys: even, so that even and odd places mean the same in every
 /// block.

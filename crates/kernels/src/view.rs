@@ -144,6 +144,15 @@ impl<'a, T> View<'a, T> {
         Self::strided(data, shape, bshd_strides(shape).ok_or(ViewError::Overflow { shape })?)
     }
 
+    /// A contiguous tensor in the layout `[rows, heads, columns]`, in which sequences lie one after the other (packed, as
+    /// in FlashAttention's variable-length functions): its shape is `[1, heads, rows, columns]`.
+    ///
+    /// # Errors
+    /// As for [`View::strided`].
+    pub fn thd(data: &'a [T], [rows, heads, columns]: [usize; 3]) -> Result<Self, ViewError> {
+        Self::bshd(data, [1, rows, heads, columns])
+    }
+
     /// The same data seen as `shape`, with every dimension of size 1 repeated where `shape` has more.
     ///
     /// # Errors
@@ -179,6 +188,21 @@ impl<'a, T> View<'a, T> {
     pub fn get(&self, index: [usize; 4]) -> &'a T {
         assert!((0..4).all(|i| index[i] < self.shape[i]), "index {index:?} outside of {:?}", self.shape);
         &self.data[(0..4).map(|i| index[i] * self.strides[i]).sum::<usize>()]
+    }
+
+    /// The elements of a row, by batch entry, head and row.
+    ///
+    /// # Panics
+    /// If the index is outside of the shape, or rows are not contiguous.
+    pub fn row(&self, [batch, head, row]: [usize; 3]) -> &'a [T] {
+        let columns = self.shape[3];
+        if columns == 0 {
+            return &[];
+        }
+        assert!(columns == 1 || self.strides[3] == 1, "rows are not contiguous: stride {}", self.strides[3]);
+        assert!((0..3).all(|i| [batch, head, row][i] < self.shape[i]), "row {:?}", [batch, head, row]);
+        let start = batch * self.strides[0] + head * self.strides[1] + row * self.strides[2];
+        &self.data[start..start + columns]
     }
 
     /// Pointer to row 0 of a head; meaningless for a tensor without elements.
@@ -243,6 +267,14 @@ impl<'a, T> ViewMut<'a, T> {
         Self::strided(data, shape, bshd_strides(shape).ok_or(ViewError::Overflow { shape })?)
     }
 
+    /// A contiguous tensor in the packed layout `[rows, heads, columns]`; its shape is `[1, heads, rows, columns]`.
+    ///
+    /// # Errors
+    /// As for [`ViewMut::strided`].
+    pub fn thd(data: &'a mut [T], [rows, heads, columns]: [usize; 3]) -> Result<Self, ViewError> {
+        Self::bshd(data, [1, rows, heads, columns])
+    }
+
     /// `[batch, heads, rows, columns]`
     pub fn shape(&self) -> [usize; 4] {
         self.shape
@@ -271,6 +303,11 @@ mod tests {
         let bshd = View::bshd(&data, [2, 5, 3, 7]).unwrap();
         assert_eq!(bshd.shape(), [2, 3, 5, 7]);
         assert_eq!(*bshd.get([1, 2, 4, 6]), ((5 + 4) * 3 + 2) * 7 + 6);
+        let thd = View::thd(&data, [10, 3, 7]).unwrap();
+        assert_eq!(thd.shape(), [1, 3, 10, 7]);
+        assert_eq!(thd.get([0, 2, 9, 6]), bshd.get([1, 2, 4, 6]));
+        assert_eq!(thd.row([0, 2, 9])[6], *thd.get([0, 2, 9, 6]));
+        assert_eq!(thd.row([0, 2, 9]).len(), 7);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a caller can get wrong.
 
+use regard_kernels::tensor::Dtype;
 use regard_kernels::view::ViewError;
 use regard_simd::IsaError;
 
@@ -30,6 +31,16 @@ pub enum Error {
         /// Where that size comes from.
         reason: &'static str,
     },
+    /// An element type that has no place here.
+    #[error("{tensor} is {found}, but must be {}", either(expected))]
+    Dtype {
+        /// Which tensor.
+        tensor: &'static str,
+        /// Its element type.
+        found: Dtype,
+        /// The element types that would do.
+        expected: Vec<Dtype>,
+    },
     /// The query heads cannot be shared out evenly among the KV heads.
     #[error("{query_heads} query heads are not a multiple of {kv_heads} kv heads")]
     Heads {
@@ -58,15 +69,61 @@ pub enum Error {
         /// What they are for.
         reason: &'static str,
     },
-    /// A sequence is said to have more keys than the tensors hold.
-    #[error("key_lengths[{batch}] is {length}, but the tensors hold {keys} keys")]
+    /// A sequence is said to have more keys than k and v hold for it.
+    #[error("sequence {batch} is said to have {length} keys, but k and v hold {keys} for it")]
     KeyLength {
-        /// The batch entry.
+        /// The sequence.
         batch: usize,
         /// Its length.
         length: usize,
-        /// Keys of k and v.
+        /// Keys that k and v have room for, or that were said before.
         keys: usize,
+    },
+    /// Offsets of packed sequences that do not start at 0, do not ascend, or point past the last row.
+    #[error("{list}[{index}] is {found}, but must be from {least} to {most}")]
+    Offset {
+        /// Which offsets.
+        list: &'static str,
+        /// Which of them.
+        index: usize,
+        /// Its value.
+        found: usize,
+        /// The least that would do: the offset before, or 0.
+        least: usize,
+        /// The most that would do: the rows of the tensor, or 0 for the first.
+        most: usize,
+    },
+    /// A page that holds keys of a sequence does not exist.
+    #[error("page {page} of sequence {sequence} is {index}, but k and v have {pages} pages")]
+    Page {
+        /// The sequence.
+        sequence: usize,
+        /// Which of its pages.
+        page: usize,
+        /// The index of the page in k and v.
+        index: u32,
+        /// Pages of k and v.
+        pages: usize,
+    },
+    /// A row sees a key whose place in a ring has been given to a later key, or which was never there.
+    #[error("row {row} of sequence {sequence} sees key {key}, but the ring holds keys from {oldest} on")]
+    Overwritten {
+        /// The sequence.
+        sequence: usize,
+        /// The query row, counted from those of the sequence.
+        row: usize,
+        /// The first key that it sees.
+        key: usize,
+        /// The first key that is there.
+        oldest: usize,
+    },
+    /// A batch entry that does not exist.
+    #[error("there is no batch entry {batch}: there are {entries}")]
+    Batch {
+        /// The batch entry.
+        batch: usize,
+        /// How many there are.
+        entries: usize,
     },
     /// More keys than an index can name.
     #[error("{keys} keys are more than the {max} that a key index can name")]
@@ -135,7 +192,17 @@ pub enum Error {
         /// For how many threads.
         threads: usize,
     },
-    /// A plan is run with a problem of another kind than it was made for.
+    /// Partial results that cannot be merged, or that were made for another problem.
+    #[error("{what} differs between partial results: {left} and {right}")]
+    Partial {
+        /// What differs.
+        what: &'static str,
+        /// That of the one before.
+        left: String,
+        /// That of the one after.
+        right: String,
+    },
+    /// A plan is run with a problem of another kind, or a larger one, than it was made for.
     #[error("the plan was made for {planned}, but the problem is {found}")]
     Plan {
         /// What it was made for.
@@ -143,4 +210,27 @@ pub enum Error {
         /// What it was given.
         found: String,
     },
+}
+
+/// `a, b or c`
+fn either(dtypes: &[Dtype]) -> String {
+    let names: Vec<_> = dtypes.iter().map(|dtype| dtype.name()).collect();
+    match &names[..] {
+        [most @ .., last] if !most.is_empty() => format!("{} or {last}", most.join(", ")),
+        names => names.concat(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_are_listed() {
+        let text = |expected: &[Dtype]| {
+            Error::Dtype { tensor: "q", found: Dtype::Int8, expected: expected.to_vec() }.to_string()
+        };
+        assert_eq!(text(&[Dtype::F32]), "q is int8, but must be f32");
+        assert_eq!(text(&[Dtype::F32, Dtype::F16, Dtype::Bf16]), "q is int8, but must be f32, f16 or bf16");
+    }
 }

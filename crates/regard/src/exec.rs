@@ -5,8 +5,8 @@ use regard_kernels::launch::Executor;
 
 use crate::Problem;
 
-/// Below this many floating-point operations a problem stays on the calling thread: waking another one takes about as long
-/// as a core computes 2 MFLOP (about 10 us).
+/// Below this many floating-point operations a problem stays on the calling thread: waking another one takes about as
+/// long as a core computes 2 MFLOP (about 10 us).
 const SERIAL_FLOPS: f64 = 4e6;
 
 /// Who does the work.
@@ -27,8 +27,7 @@ impl Execution<'_> {
     /// The same, or serial where threads would not pay.
     pub(crate) fn for_work(self, problem: &Problem<'_>, tasks: usize) -> Self {
         let shape = problem.shape;
-        let pairs = shape.rows() as f64 * shape.keys as f64;
-        let flops = pairs * 2.0 * (shape.head_dim + shape.value_dim) as f64;
+        let flops = problem.pairs() * 2.0 * (shape.head_dim + shape.value_dim) as f64;
         if tasks < 2 || flops < SERIAL_FLOPS { Self::Serial } else { self }
     }
 

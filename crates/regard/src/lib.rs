@@ -21,8 +21,8 @@
 //! ```
 //!
 //! # In a loop
-//! A [`Problem`] holds checked tensors and options, a [`Plan`] the choice of kernel and tiles. A plan is made once and run
-//! often, with workspace of your own; a serial run allocates nothing.
+//! A [`Problem`] holds checked tensors and options, a [`Plan`] the choice of kernel and tiles. A plan is made once and
+//! run often, with workspace of your own; a serial run allocates nothing.
 //!
 //! ```
 //! use regard::{Attention, Execution, Plan, Problem, Setup, View, ViewMut, Weighting};
@@ -43,6 +43,27 @@
 //! assert_eq!(out, v);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # Element types
+//! q may be f32, f16 or bf16; k and v f32, f16, bf16, or int8 with a scale for each row and head ([`quantise`]).
+//! Everything is added up in f32. The output is f32, or of the type of q.
+//!
+//! ```
+//! use regard::{Attention, View, bf16, quantise};
+//!
+//! let q = vec![bf16::from_f32(0.5); 3 * 8];
+//! let k = quantise(View::bhsd(&[0.25; 5 * 8], [1, 1, 5, 8])?);
+//! let v = quantise(View::bhsd(&[1.0; 5 * 4], [1, 1, 5, 4])?);
+//! let q = View::bhsd(&q, [1, 1, 3, 8])?;
+//! let out = regard::attention(&Attention::softmax(), q, k.tensor(), v.tensor())?;
+//! assert!(out.iter().all(|x| (x - 1.0).abs() < 1e-6));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Sequences of different lengths
+//! [`Problem::ragged`] takes queries and keys that are packed one after the other, keys on [`Pages`] or in rings.
+//! [`KvCache`] holds keys and values that grow, all or those of a sliding window. [`Partial`] results over some of the
+//! keys merge with those over the others.
 //!
 //! # A weighting of your own
 //! A pointwise weighting is a type that implements [`Pointwise`]: a vector function, and the same in f64 for the oracle.
@@ -80,56 +101,62 @@
 //! - **NaN.** NaN in a visible input reaches the output. So does Inf in a visible value; where its weight underflows to
 //!   zero, it gives NaN.
 //! - **Ties.** Equal scores are compared with `==` in f32. A score has the same bits wherever its key stands, so that
-//!   ties never depend on tiling. Scale and temperature multiply finished products, not Q, and make or lose no tie.
+//!   ties never depend on tiling. Scale and temperature multiply finished products, not Q, and make or lose no tie. (Sequences
+//!   of up to 15 queries have a kernel of their own, which adds up products in another order than that of longer ones.)
 //! - **Determinism.** For one machine, profile and problem the result is the same bit for bit: for any number of threads,
-//!   in any batch, and from run to run. With [`Numerics::Portable`] also between machines of the same level.
+//!   in any batch, and from run to run; wherever the keys lie, packed, on pages, in a ring or in a cache. With
+//!   [`Numerics::Portable`] also between machines of the same level.
 //! - **Errors.** Wrong input gives an [`Error`] that names the thing and its values, before anything is written. Tensors
 //!   without elements are legal.
 //! - **Threads.** The caller's choice ([`Execution`]); the library starts none.
 #![forbid(unsafe_code)]
 
+mod cache;
+mod checks;
 mod error;
 mod exec;
+mod layout;
 mod options;
+pub mod papers;
+mod partial;
 mod plan;
 mod problem;
+mod quantise;
 pub mod reference;
+mod rounding;
 mod setup;
+mod shape;
 mod weighting;
 
+pub use cache::{CacheShape, KvCache};
 pub use error::Error;
 pub use exec::Execution;
+pub use layout::{Keys, Pages, Queries};
 pub use options::{Align, Attention, Count, Numerics, RowScale, Temperature};
+pub use partial::Partial;
 pub use plan::Plan;
-pub use problem::{Problem, Shape};
+pub use problem::Problem;
+pub use quantise::{QuantisedRows, quantise};
 pub use regard_kernels::Band;
-pub use regard_kernels::launch::Sequence;
+pub use regard_kernels::launch::{Sequence, Split};
+pub use regard_kernels::tensor::{Dtype, Quantised, Tensor, TensorMut};
 pub use regard_kernels::view::{View, ViewError, ViewMut};
-pub use regard_kernels::weighting::Pointwise;
-pub use regard_simd::{ISA_VARIABLE, Isa, IsaError, Level, Simd, math};
+pub use regard_kernels::weighting::{Pointwise, RowState};
+pub use regard_simd::{ISA_VARIABLE, Isa, IsaError, Level, Simd, bf16, f16, math};
 pub use setup::{Setup, kernel_set};
+pub use shape::Shape;
 pub use weighting::{Custom, SigmoidBias, Weighting};
 
-/// Attention in one call: checks, plans, allocates, and computes on the rayon pool that the calling thread belongs to, if
-/// any. The output is `[batch, query_heads, queries, d_v]`, contiguous.
+/// Attention in one call: checks, plans, allocates, and computes on the rayon pool that the calling thread belongs to,
+/// if any. Tensors are those of [`Problem::new`]; the output is f32, `[batch, query_heads, queries, d_v]`, contiguous.
 ///
 /// # Errors
 /// [`Error`]: the first thing found wrong, with its values.
-pub fn attention(
-    options: &Attention<'_>,
-    q: View<'_, f32>,
-    k: View<'_, f32>,
-    v: View<'_, f32>,
+pub fn attention<'a>(
+    options: &Attention<'a>,
+    q: impl Into<Tensor<'a>>,
+    k: impl Into<Tensor<'a>>,
+    v: impl Into<Tensor<'a>>,
 ) -> Result<Vec<f32>, Error> {
-    let problem = Problem::new(options, q, k, v)?;
-    let plan = Plan::new(&problem, Setup::global()?);
-    let execution = Execution::CurrentPool;
-    let shape = problem.shape().out();
-    let len = shape.into_iter().try_fold(1, usize::checked_mul).ok_or(ViewError::Overflow { shape });
-    let wrong = |source| Error::View { tensor: "out", source };
-    let mut out = vec![0.0; len.map_err(wrong)?];
-    let view = ViewMut::bhsd(&mut out, shape).map_err(wrong)?;
-    let mut workspace = vec![0.0; plan.workspace_len(execution.threads())];
-    plan.run(&problem, view, None, &mut workspace, execution)?;
-    Ok(out)
+    Problem::new(options, q, k, v)?.attention()
 }

@@ -1,6 +1,7 @@
 //! What attention to compute: a builder over everything that the tensors do not say themselves.
 
 use regard_kernels::Schedule;
+use regard_kernels::launch::Split;
 use regard_kernels::view::View;
 use regard_simd::Isa;
 
@@ -39,7 +40,7 @@ pub enum Temperature<'a> {
     Constant(f32),
     /// One for each query head.
     PerHead(&'a [f32]),
-    /// One for each row, `[batch, query_heads, queries]`, contiguous.
+    /// One for each row, `[batch, query_heads, rows of q]`, contiguous.
     PerRow(&'a [f32]),
 }
 
@@ -74,14 +75,15 @@ pub enum Numerics {
     /// Tiles as the profile or the model says: bit-identical on one machine with one profile.
     #[default]
     Machine,
-    /// One order of summation everywhere: machines with the same instruction-set level agree bit for bit.
+    /// One order of summation everywhere: machines with the same instruction-set level agree bit for bit. Instructions
+    /// that only some machines of a level have, such as products of bf16, are not used.
     Portable,
 }
 
 /// What attention to compute. The tensors themselves are given to [`Problem::new`](crate::Problem::new).
 ///
-/// The score of query `i` and key `j` is made in this order: `scale * <q_i, k_j>`, soft-cap, plus ALiBi, plus bias, masks,
-/// divided by the temperature. The weighting turns scores into weights.
+/// The score of query `i` and key `j` is made in this order: `scale * <q_i, k_j>`, soft-cap, plus ALiBi, plus bias,
+/// masks, divided by the temperature. The weighting turns scores into weights.
 ///
 /// ```
 /// use regard::{Align, Attention, Weighting};
@@ -111,6 +113,8 @@ pub struct Attention<'a> {
     pub(crate) alibi_slopes: Option<&'a [f32]>,
     pub(crate) sinks: Option<&'a [f32]>,
     pub(crate) numerics: Numerics,
+    pub(crate) split: Split,
+    pub(crate) native_half: bool,
     pub(crate) isa: Option<Isa>,
 }
 
@@ -137,6 +141,8 @@ impl<'a> Attention<'a> {
             alibi_slopes: None,
             sinks: None,
             numerics: Numerics::Machine,
+            split: Split::Auto,
+            native_half: true,
             isa: None,
         }
     }
@@ -213,26 +219,29 @@ impl<'a> Attention<'a> {
         self
     }
 
-    /// Where query 0 stands for windows and ALiBi without a causal mask. Needed if queries and valid keys differ in number.
+    /// Where query 0 stands for windows and ALiBi without a causal mask. Needed if queries and valid keys differ in
+    /// number.
     pub fn align(mut self, align: Align) -> Self {
         self.align = Some(align);
         self
     }
 
-    /// The number of valid keys of each batch entry; the rest of k and v is never read into a result.
+    /// The number of valid keys of each sequence, at most those that k and v hold for it; the rest is never read into a
+    /// result.
     pub fn key_lengths(mut self, lengths: &'a [usize]) -> Self {
         self.key_lengths = Some(lengths);
         self
     }
 
-    /// A mask tensor, broadcastable to `[batch, query_heads, queries, keys]`: true (non-zero) keeps a pair. Takes views of
-    /// `bool` and of `u8`.
+    /// A mask tensor, broadcastable to `[sequences, query_heads, longest queries, longest keys]`: true (non-zero) keeps
+    /// a pair. Takes views of `bool` and of `u8`.
     pub fn keep_mask(mut self, mask: impl Into<View<'a, u8>>) -> Self {
         self.keep_mask = Some(mask.into());
         self
     }
 
-    /// A tensor that is added to the scaled (and capped) scores, broadcastable to `[batch, query_heads, queries, keys]`.
+    /// A tensor that is added to the scaled (and capped) scores, broadcastable to `[sequences, query_heads,
+    /// longest queries, longest keys]`.
     pub fn bias(mut self, bias: View<'a, f32>) -> Self {
         self.bias = Some(bias);
         self
@@ -254,6 +263,22 @@ impl<'a> Attention<'a> {
     /// How closely results are tied to the machine.
     pub fn numerics(mut self, numerics: Numerics) -> Self {
         self.numerics = numerics;
+        self
+    }
+
+    /// How the keys of a sequence are split into spans that threads share, and whose results are merged in order:
+    /// [`Split::Auto`] if never called. It decides the order of summation, and depends on the sequence alone.
+    pub fn split(mut self, split: Split) -> Self {
+        self.split = split;
+        self
+    }
+
+    /// Whether q, k and v that are all bf16 may be multiplied by bf16 instructions, where the machine has them: true if
+    /// never called. Products are then added in f32, and weights are rounded to bf16 before they meet V (a relative
+    /// error of up to 2^-8 each). With `false`, or [`Numerics::Portable`], everything is widened to f32. Hard and
+    /// average-hard attention always is.
+    pub fn native_half(mut self, native: bool) -> Self {
+        self.native_half = native;
         self
     }
 

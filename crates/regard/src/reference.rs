@@ -3,12 +3,14 @@
 //! Slow, and written to be read. Weights come from each weighting's own definition in f64.
 
 use regard_kernels::Schedule;
-use regard_simd::Isa;
+use regard_kernels::tensor::Tensor;
+use regard_simd::Element;
 
 use crate::options::{Count, Temperature};
+pub use crate::rounding::Rounding;
 use crate::{Problem, SigmoidBias, Weighting};
 
-/// The output row of query `row`, and its log-sum-exp (meaningful for softmax).
+/// The output row of a query, and its log-sum-exp (meaningful for softmax).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     /// `d_v` elements.
@@ -19,61 +21,71 @@ pub struct Row {
     pub weights: Vec<f64>,
 }
 
-/// All output rows, `[batch, query_heads, queries, d_v]` contiguous.
-pub fn attention(problem: &Problem<'_>, isa: Isa) -> Vec<f64> {
-    let shape = problem.shape;
-    let mut out = Vec::with_capacity(shape.rows() * shape.value_dim);
-    for batch in 0..shape.batch {
+/// All output rows, [`Shape::out`](crate::Shape::out) contiguous; rows of q that belong to no sequence are zero.
+///
+/// The rounding is that of all rows: with selection, it does for sequences that one kernel computes.
+pub fn attention(problem: &Problem<'_>, rounding: impl Into<Rounding>) -> Vec<f64> {
+    let (shape, rounding) = (problem.shape, rounding.into());
+    let mut out = vec![0.0; shape.rows() * shape.value_dim];
+    for (index, sequence) in problem.sequences.iter().enumerate() {
         for head in 0..shape.query_heads {
-            for query in 0..shape.queries {
-                out.extend(row(problem, isa, [batch, head, query]).out);
+            for query in 0..sequence.queries {
+                let place = shape.row([sequence.batch, head, sequence.first_query + query]) * shape.value_dim;
+                let row = row(problem, rounding, [index, head, query]).out;
+                out[place..place + shape.value_dim].copy_from_slice(&row);
             }
         }
     }
     out
 }
 
-/// One row, by `[batch, query head, query]`.
+/// One row, by `[sequence, query head, query of the sequence]`; of padded tensors `[batch, query head, query]`.
 ///
-/// Everything is f64, with one exception: selection (hard and average-hard) compares f32 scores, whose rounding decides
-/// ties, so the products `<q, k>` are rounded as the level `isa` rounds them. (Soft-cap, ALiBi and bias are not: with these,
-/// scores that differ by rounding only may tie in a kernel and not here.)
-pub fn row(problem: &Problem<'_>, isa: Isa, [batch, head, query]: [usize; 3]) -> Row {
+/// Everything is f64, of elements that are widened to f32 first (scales applied), with one exception: selection (hard
+/// and average-hard) compares f32 scores, whose rounding decides ties, so the products `<q, k>` are rounded as
+/// `rounding` says. (Soft-cap, ALiBi and bias are not: with these, scores that differ by rounding only may tie in a
+/// kernel and not here.)
+pub fn row(problem: &Problem<'_>, rounding: impl Into<Rounding>, [index, head, query]: [usize; 3]) -> Row {
     let shape = problem.shape;
     let call = problem.call();
+    let sequence = &problem.sequences[index];
+    let rounding = rounding.into();
     let kv_head = head / (shape.query_heads / shape.kv_heads);
-    let keys = problem.sequences[batch].keys;
-    let visible: Vec<bool> = (0..keys).map(|key| problem.sees([batch, head, query, key])).collect();
+    let keys = sequence.keys;
+    let visible: Vec<bool> = (0..keys).map(|key| problem.sees([index, head, query, key])).collect();
     let n = length(problem, keys, &visible);
     let selects = problem.options.weighting.selects();
+    let q_row = [sequence.batch, head, sequence.first_query + query];
     // Selection compares scores before the temperature, which is positive: not even an infinite one (ln 1) makes a tie.
-    let divisor = if selects { 1.0 } else { temperature(problem, [batch, head, query], n) };
+    let divisor = if selects { 1.0 } else { temperature(problem, q_row, n) };
+    let (q, _) = elements(&call.q, q_row, shape.head_dim);
+    let key_row = |key| {
+        let [batch, row] = problem.key_place(index, key);
+        [batch, kv_head, row]
+    };
     let scores: Vec<f64> = (0..keys)
         .map(|key| {
             if !visible[key] {
                 // Whatever lies behind a mask is not looked at.
                 return f64::NEG_INFINITY;
             }
-            let q = |c| *call.q.get([batch, head, query, c]);
-            let k = |c| *call.k.get([batch, kv_head, key, c]);
+            let (k, scale) = elements(&call.k, key_row(key), shape.head_dim);
             let product = if selects {
-                f64::from((0..shape.head_dim).fold(0.0_f32, |sum, c| match isa {
-                    Isa::Portable => sum + q(c) * k(c),
-                    _ => q(c).mul_add(k(c), sum),
-                }))
+                f64::from(rounding.product(&q, &k, scale))
             } else {
-                (0..shape.head_dim).map(|c| f64::from(q(c)) * f64::from(k(c))).sum()
+                let scaled = |k: f32| f64::from(scale.map_or(k, |scale| k * scale));
+                q.iter().zip(&k).map(|(q, k)| f64::from(*q) * scaled(*k)).sum()
             };
             let mut score = f64::from(call.scale) * product;
             if let Some(cap) = call.softcap.map(f64::from) {
                 score = cap * (score / cap).tanh();
             }
             if let Some(slopes) = call.alibi_slopes {
-                let position = query as f64 + problem.sequences[batch].offset as f64;
+                let position = query as f64 + sequence.offset as f64;
                 score -= f64::from(slopes[head]) * (position - key as f64).abs();
             }
             if let Some(bias) = &call.bias {
-                score += f64::from(*bias.get([batch, head, query, key]));
+                score += f64::from(*bias.get([index, head, query, key]));
             }
             score / divisor + sigmoid_bias(problem, n)
         })
@@ -83,16 +95,26 @@ pub fn row(problem: &Problem<'_>, isa: Isa, [batch, head, query]: [usize; 3]) ->
     problem.weighting.weights_f64(&scores, &visible, sink, &mut weights);
     let factor = f64::from(call.coefficient) * n.powf(-f64::from(call.exponent));
     weights.iter_mut().for_each(|weight| *weight *= factor);
-    let out = (0..shape.value_dim)
-        .map(|c| {
-            (0..keys)
-                // A key that was not selected is not looked at either.
-                .filter(|key| visible[*key] && !(selects && weights[*key] == 0.0))
-                .map(|key| weights[key] * f64::from(*call.v.get([batch, kv_head, key, c])))
-                .sum()
-        })
-        .collect();
+    let mut out = vec![0.0; shape.value_dim];
+    // A key that was not selected is not looked at either.
+    for key in (0..keys).filter(|key| visible[*key] && !(selects && weights[*key] == 0.0)) {
+        let [batch, head, row] = key_row(key);
+        for (c, out) in out.iter_mut().enumerate() {
+            *out += weights[key] * f64::from(call.v.get([batch, head, row, c]));
+        }
+    }
     Row { out, lse: log_sum_exp(&scores, &visible, sink), weights }
+}
+
+/// The elements of a row, widened, and the scale that they are still to be multiplied with if they have one.
+fn elements(tensor: &Tensor<'_>, [batch, head, row]: [usize; 3], columns: usize) -> (Vec<f32>, Option<f32>) {
+    match tensor {
+        Tensor::Int8(quantised) => {
+            let element = |c| quantised.data.get([batch, head, row, c]).widen();
+            ((0..columns).map(element).collect(), Some(*quantised.scales.get([batch, head, row, 0])))
+        }
+        tensor => ((0..columns).map(|c| tensor.get([batch, head, row, c])).collect(), None),
+    }
 }
 
 /// The `n` of a row; a row that sees nothing counts as one that sees one key.
@@ -106,12 +128,11 @@ fn length(problem: &Problem<'_>, keys: usize, visible: &[bool]) -> f64 {
 }
 
 /// What the scores are divided by.
-fn temperature(problem: &Problem<'_>, [batch, head, query]: [usize; 3], n: f64) -> f64 {
-    let shape = problem.shape;
+fn temperature(problem: &Problem<'_>, q_row: [usize; 3], n: f64) -> f64 {
     let temperature = match problem.options.temperature {
         Temperature::Constant(temperature) => temperature,
-        Temperature::PerHead(temperatures) => temperatures[head],
-        Temperature::PerRow(temperatures) => temperatures[(batch * shape.query_heads + head) * shape.queries + query],
+        Temperature::PerHead(temperatures) => temperatures[q_row[1]],
+        Temperature::PerRow(temperatures) => temperatures[problem.shape.row(q_row)],
     };
     match problem.options.schedule {
         Schedule::Constant => f64::from(temperature),

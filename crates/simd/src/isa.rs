@@ -4,11 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-#[cfg(target_arch = "aarch64")]
-use crate::Neon;
 use crate::Portable;
 #[cfg(target_arch = "x86_64")]
-use crate::{Avx2, Avx512};
+use crate::{Avx2, Avx512, Avx512Bf16};
+#[cfg(target_arch = "aarch64")]
+use crate::{Neon, NeonBf16};
 
 /// The name of an instruction-set level, available here or not.
 ///
@@ -63,6 +63,53 @@ impl FromStr for Isa {
 
     fn from_str(name: &str) -> Result<Self, IsaError> {
         Self::ALL.into_iter().find(|isa| isa.name() == name).ok_or_else(|| IsaError::Unknown { name: name.to_owned() })
+    }
+}
+
+/// Instructions beyond a level, which some machines of the level have: a kernel may need them.
+///
+/// A token of its own proves them (`Avx512Bf16`, `NeonBf16`), which is [`Simd`](crate::Simd) too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Extension {
+    /// Products of pairs of bf16, added up in f32.
+    Bf16,
+}
+
+impl Extension {
+    /// All extensions.
+    pub const ALL: [Self; 1] = [Self::Bf16];
+
+    /// The lower-case name, as in the names of kernels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// The extensions that this machine has, beyond its best level. Detected once.
+    pub fn available() -> &'static [Self] {
+        static AVAILABLE: OnceLock<Vec<Extension>> = OnceLock::new();
+        AVAILABLE.get_or_init(|| {
+            Self::ALL.into_iter().filter(|extension| extension.is_available_at(Level::best().isa())).collect()
+        })
+    }
+
+    /// Whether this machine has a level and the extension to it.
+    pub fn is_available_at(self, isa: Isa) -> bool {
+        match (self, isa) {
+            #[cfg(target_arch = "x86_64")]
+            (Self::Bf16, Isa::Avx512) => Avx512Bf16::detect().is_some(),
+            #[cfg(target_arch = "aarch64")]
+            (Self::Bf16, Isa::Neon) => NeonBf16::detect().is_some(),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Extension {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 

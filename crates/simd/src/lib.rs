@@ -7,7 +7,8 @@
 //! # How vector code is written here
 //! A level is a token type ([`Portable`], `Avx2`, `Avx512`, `Neon`) that only detection can make; having one proves that the
 //! machine has the instructions. Work is a struct that implements [`Op`]; [`Level::dispatch`] and [`Simd::vectorize`]
-//! run it inside a function that is compiled for the level.
+//! run it inside a function that is compiled for the level. An [`Extension`] of a level has a token of its own
+//! (`Avx512Bf16`, `NeonBf16`), which does all that the level does, and some of it with the extension.
 //!
 //! ```
 //! use regard_simd::{Level, Op, Simd};
@@ -40,6 +41,9 @@
 //!   least a microsecond.
 //! - The AVX-512 level never enables VL (see [`Isa::Avx512`]), and nothing is built with `-C target-cpu=native`.
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod delegate;
+mod element;
 mod isa;
 pub mod math;
 mod portable;
@@ -52,17 +56,20 @@ mod aarch64;
 mod x86_64;
 
 #[cfg(target_arch = "aarch64")]
-pub use aarch64::Neon;
-pub use isa::{ISA_VARIABLE, Isa, IsaError, Level};
+pub use aarch64::{Neon, NeonBf16};
+pub use element::Element;
+pub use half::{bf16, f16};
+pub use isa::{Extension, ISA_VARIABLE, Isa, IsaError, Level};
 pub use portable::Portable;
 pub use vector::{Op, Simd};
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{Avx2, Avx512};
+pub use x86_64::{Avx2, Avx512, Avx512Bf16};
 
 /// Writes operations as `#[inline(always)]` methods around a function that enables the level's features.
 ///
 /// `#[inline(always)]` and `#[target_feature]` cannot stand on one function in stable Rust, and a trait method cannot
 /// have the latter; the inner function is what may name safe intrinsics.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! operations {
     ($features:literal; $(fn $name:ident($($arg:ident: $type:ty),*) -> $ret:ty $body:block)*) => {$(
         #[inline(always)]
@@ -79,6 +86,7 @@ macro_rules! operations {
 pub(crate) use operations;
 
 /// The same for operations on memory, whose contract the caller upholds.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! memory_operations {
     ($features:literal; $(unsafe fn $name:ident($($arg:ident: $type:ty),*) -> $ret:ty $body:block)*) => {$(
         #[inline(always)]

@@ -1,5 +1,7 @@
 //! The one trait that the kernels are written against.
 
+use half::{bf16, f16};
+
 use crate::Isa;
 
 /// Work that runs under some instruction set: a struct of arguments with one generic method.
@@ -32,6 +34,8 @@ pub unsafe trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     const LANES: usize;
     /// Whether [`Simd::mul_add`] rounds once. Levels that fuse agree with each other bit for bit.
     const FUSED: bool;
+    /// Whether [`Simd::dot_bf16`] is one instruction.
+    const NATIVE_BF16: bool;
 
     /// A vector of `LANES` f32.
     type F32: Copy;
@@ -63,13 +67,14 @@ pub unsafe trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// `p..p + LANES` is writable.
     unsafe fn store(self, p: *mut f32, v: Self::F32);
 
-    /// The first `n <= LANES` elements from `p` and zero in the other lanes; memory past them is not touched.
+    /// The first `n <= LANES` elements from `p`, which needs no alignment, and zero in the other lanes; memory past them is
+    /// not touched.
     ///
     /// # Safety
     /// `p..p + n` is readable.
     unsafe fn load_first(self, p: *const f32, n: usize) -> Self::F32;
 
-    /// Writes the first `n <= LANES` lanes to `p`; memory past them is not touched.
+    /// Writes the first `n <= LANES` lanes to `p`, which needs no alignment; memory past them is not touched.
     ///
     /// # Safety
     /// `p..p + n` is writable.
@@ -82,8 +87,46 @@ pub unsafe trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// All `LANES` rows of `LANES` elements are readable in `src` and writable in `dst`, and they do not overlap.
     unsafe fn transpose(self, src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize);
 
+    /// `LANES` half-precision elements from `p`, widened, which is exact.
+    ///
+    /// # Safety
+    /// `p..p + LANES` is readable.
+    unsafe fn load_f16(self, p: *const f16) -> Self::F32;
+
+    /// `LANES` bf16 from `p`, widened, which is exact.
+    ///
+    /// # Safety
+    /// `p..p + LANES` is readable.
+    unsafe fn load_bf16(self, p: *const bf16) -> Self::F32;
+
+    /// `LANES` signed bytes from `p`, as f32.
+    ///
+    /// # Safety
+    /// `p..p + LANES` is readable.
+    unsafe fn load_i8(self, p: *const i8) -> Self::F32;
+
+    /// Writes the first `n <= LANES` lanes to `p`, rounded to the nearest half-precision number, ties to even; memory past
+    /// them is not touched. NaN stays NaN.
+    ///
+    /// # Safety
+    /// `p..p + n` is writable.
+    unsafe fn store_first_f16(self, p: *mut f16, v: Self::F32, n: usize);
+
+    /// Writes the first `n <= LANES` lanes to `p`, rounded to the nearest bf16, ties to even; memory past them is not
+    /// touched. NaN stays NaN.
+    ///
+    /// # Safety
+    /// `p..p + n` is writable.
+    unsafe fn store_first_bf16(self, p: *mut bf16, v: Self::F32, n: usize);
+
     /// Asks for the cache line at `p` to be brought into the first-level cache. `p` may point anywhere.
     fn prefetch(self, p: *const f32);
+
+    /// Asks for the cache line at `p` to be brought into the second-level cache. `p` may point anywhere.
+    ///
+    /// To be preferred for what comes from memory: the first level can wait for few lines at a time (about 15 GB/s worth of
+    /// them on Zen 4), the second for many more.
+    fn prefetch_far(self, p: *const f32);
 
     /// `a + b`
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
@@ -127,6 +170,50 @@ pub unsafe trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// `p * 2^n`, exactly, where `n` comes from [`Simd::split_exp2`] of an `x` in `[-126, 128)`, `p` is in `[0.5, 2]`,
     /// and the product is a normal number. A NaN `p` stays NaN for any `n` that came from NaN.
     fn scale_by_exp2(self, p: Self::F32, n: Self::F32) -> Self::F32;
+
+    /// The bf16 in the low half of each lane, widened, which is exact.
+    fn low_bf16(self, pair: Self::F32) -> Self::F32;
+    /// The bf16 in the high half of each lane, widened, which is exact.
+    fn high_bf16(self, pair: Self::F32) -> Self::F32;
+
+    /// Both rounded to the nearest bf16, ties to even, as pairs: `low` in the low half of each lane, `high` in the high
+    /// half. NaN becomes a quiet NaN.
+    ///
+    /// Where [`Simd::NATIVE_BF16`], a subnormal number may become a zero of its sign.
+    fn pair_bf16(self, low: Self::F32, high: Self::F32) -> Self::F32;
+
+    /// From two vectors of `2 * LANES` bf16 each, as they lie in memory, the `2 * LANES` pairs of elements of the same
+    /// index, in order: pair `i` has element `i` of `a` in its low half and that of `b` in its high half.
+    fn interleave_bf16(self, a: Self::F32, b: Self::F32) -> [Self::F32; 2];
+
+    /// Per lane `acc + a.high * b.high + a.low * b.low`, for pairs of bf16: first the high halves, then the low ones, each
+    /// by [`Simd::mul_add`].
+    ///
+    /// The product of two bf16 is exact in f32, so that the bits are the same on every level, fused or not, while nothing
+    /// overflows and no product or sum is subnormal. Where [`Simd::NATIVE_BF16`], subnormal operands and results may
+    /// count as zeros; that is the only difference on x86-64. On AArch64 the instruction also rounds in its own way: the
+    /// result is within `2^-22 (|acc| + |a.high * b.high| + |a.low * b.low|)` of the exact one.
+    #[inline(always)]
+    fn dot_bf16(self, acc: Self::F32, a: Self::F32, b: Self::F32) -> Self::F32 {
+        // The order of vdpbf16ps.
+        let acc = self.mul_add(self.high_bf16(a), self.high_bf16(b), acc);
+        self.mul_add(self.low_bf16(a), self.low_bf16(b), acc)
+    }
+
+    /// Lane `i` is the sum over the lanes of `x[i]`; `N` is `LANES`.
+    ///
+    /// Every sum is the same tree of additions, whatever `i`: lanes half a vector apart first, then a quarter, and so on.
+    fn lane_sums<const N: usize>(self, x: [Self::F32; N]) -> Self::F32;
+
+    /// Four elements from `p` in each group of four lanes.
+    ///
+    /// # Safety
+    /// `p..p + 4` is readable.
+    unsafe fn load_quad(self, p: *const f32) -> Self::F32;
+
+    /// Sums over groups of four lanes: lane `i * LANES / 4 + j` is that over group `j` of `x[i]`, of its lanes
+    /// `(0 + 2) + (1 + 3)`.
+    fn quad_sums(self, x: [Self::F32; 4]) -> Self::F32;
 
     /// Whether any lane is set.
     #[inline(always)]

@@ -1,9 +1,6 @@
 //! Levels: their names, what this machine has of them, and the environment variable.
 
-mod common;
-
-use common::levels;
-use regard_simd::{ISA_VARIABLE, Isa, IsaError, Level, Op, Simd};
+use regard_simd::{Extension, ISA_VARIABLE, Isa, IsaError, Level, Op, Simd};
 
 /// A level that no machine of this architecture has.
 const FOREIGN: Isa = if cfg!(target_arch = "aarch64") { Isa::Avx2 } else { Isa::Neon };
@@ -21,7 +18,7 @@ fn names_round_trip() {
 
 #[test]
 fn available_levels_are_in_order() {
-    let isas: Vec<Isa> = levels().iter().map(|level| level.isa()).collect();
+    let isas: Vec<Isa> = Level::available().iter().map(|level| level.isa()).collect();
     assert_eq!(isas[0], Isa::Portable);
     assert!(isas.is_sorted_by(|a, b| a < b), "{isas:?}");
     assert_eq!(Some(Level::best().isa()), isas.last().copied());
@@ -32,12 +29,27 @@ fn available_levels_are_in_order() {
 }
 
 #[test]
+fn extensions_belong_to_levels() {
+    for extension in Extension::ALL {
+        let at: Vec<Isa> = Isa::ALL.into_iter().filter(|&isa| extension.is_available_at(isa)).collect();
+        for &isa in &at {
+            assert!(Level::of(isa).is_ok(), "{extension} without {isa}");
+        }
+        assert_eq!(
+            Extension::available().contains(&extension),
+            at.contains(&Level::best().isa()),
+            "{extension}: {at:?}"
+        );
+    }
+}
+
+#[test]
 fn errors_list_the_choices() {
     let unavailable = Level::of(FOREIGN).expect_err("no machine of this architecture has it");
     assert_eq!(unavailable, IsaError::Unavailable { isa: FOREIGN });
     let unknown = "sse9".parse::<Isa>().expect_err("there is none of this name");
 
-    let choices = levels().iter().map(|level| level.isa().name()).collect::<Vec<_>>().join(", ");
+    let choices = Level::available().iter().map(|level| level.isa().name()).collect::<Vec<_>>().join(", ");
     let (unavailable, unknown) = (unavailable.to_string(), unknown.to_string());
     assert!(unavailable.contains(FOREIGN.name()) && unavailable.ends_with(&format!(": {choices}")), "{unavailable}");
     assert!(unknown.contains("\"sse9\"") && unknown.ends_with(&format!(": {choices}")), "{unknown}");
@@ -63,7 +75,7 @@ fn dispatch_runs_at_the_level() {
             S::ISA
         }
     }
-    for level in levels() {
+    for level in Level::available() {
         let isa = level.isa();
         assert_eq!(level.dispatch(Describe), (isa, isa.lanes(), isa));
     }
@@ -77,7 +89,7 @@ fn the_environment_caps_the_level() {
         unsafe { std::env::set_var(ISA_VARIABLE, value) };
         Level::from_env().map(Level::isa)
     };
-    for level in levels() {
+    for level in Level::available() {
         assert_eq!(from_env(level.isa().name()), Ok(level.isa()));
     }
     assert_eq!(from_env(FOREIGN.name()), Err(IsaError::Unavailable { isa: FOREIGN }));

@@ -6,9 +6,9 @@ mod common;
 
 use std::ops::RangeInclusive;
 
-use common::levels;
+use common::{Token, tokens};
 use regard_simd::math::{self, EXP2_MIN};
-use regard_simd::{Level, Op, Simd};
+use regard_simd::{Op, Simd};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Function {
@@ -39,15 +39,15 @@ impl Op for Map<'_> {
 }
 
 /// The function of each of `x`.
-fn map(level: Level, function: Function, x: &[f32]) -> Vec<f32> {
+fn map(token: Token, function: Function, x: &[f32]) -> Vec<f32> {
     let mut y = x.to_vec();
-    level.dispatch(Map(function, &mut y));
+    token.dispatch(Map(function, &mut y));
     y
 }
 
 impl Function {
-    fn at(self, level: Level, x: f32) -> f32 {
-        map(level, self, &[x])[0]
+    fn at(self, token: Token, x: f32) -> f32 {
+        map(token, self, &[x])[0]
     }
 
     fn exact(self, x: f64) -> f64 {
@@ -103,12 +103,12 @@ fn check(
     results: RangeInclusive<f32>,
     bound: fn(f64) -> f64,
 ) {
-    for &level in levels() {
+    for &token in tokens() {
         let (mut worst, mut worst_at, mut most) = (0.0, 0.0, 0.0);
         sweep(range.clone(), density, |x| {
-            for (&x, y) in x.iter().zip(map(level, function, x)) {
-                assert!(results.contains(&y), "{function:?}({x:?}) = {y:?} on {}", level.isa());
-                assert!(y == 0.0 || y.is_normal() || y == x, "{function:?}({x:?}) = {y:?} on {}", level.isa());
+            for (&x, y) in x.iter().zip(map(token, function, x)) {
+                assert!(results.contains(&y), "{function:?}({x:?}) = {y:?} on {}", token);
+                assert!(y == 0.0 || y.is_normal() || y == x, "{function:?}({x:?}) = {y:?} on {}", token);
                 let exact = function.exact(f64::from(x));
                 let error = if exact == f64::from(y) { 0.0 } else { ((f64::from(y) - exact) / exact).abs() };
                 most = error.max(most);
@@ -117,11 +117,8 @@ fn check(
                 }
             }
         });
-        println!(
-            "{function:?} in {range:?} on {}: error {most:.3e}; {worst:.3} of the bound at {worst_at:?}",
-            level.isa()
-        );
-        assert!(worst <= 1.0, "{function:?} in {range:?} on {}: {worst} of the bound at {worst_at:?}", level.isa());
+        println!("{function:?} in {range:?} on {}: error {most:.3e}; {worst:.3} of the bound at {worst_at:?}", token);
+        assert!(worst <= 1.0, "{function:?} in {range:?} on {}: {worst} of the bound at {worst_at:?}", token);
     }
 }
 
@@ -166,21 +163,21 @@ fn every_number() {
 
 #[test]
 fn exp2_of_special_values() {
-    for &level in levels() {
-        let exp2 = |x| Function::Exp2.at(level, x);
+    for &token in tokens() {
+        let exp2 = |x| Function::Exp2.at(token, x);
         for n in -126..=127_i16 {
             let power = f32::from_bits(((n + 127) as u32) << 23);
-            assert_eq!(exp2(f32::from(n)), power, "{}, {n}", level.isa());
+            assert_eq!(exp2(f32::from(n)), power, "{}, {n}", token);
         }
         for zero in [0.0, -0.0] {
-            assert_eq!(exp2(zero), 1.0, "{}", level.isa());
+            assert_eq!(exp2(zero), 1.0, "{}", token);
         }
         for x in [EXP2_MIN.next_down(), -126.5, -127.0, -149.0, -150.0, -1e9, -3e9, -1e30, f32::MIN, f32::NEG_INFINITY]
         {
-            assert_eq!(exp2(x).to_bits(), 0, "{}, {x:?}", level.isa());
+            assert_eq!(exp2(x).to_bits(), 0, "{}, {x:?}", token);
         }
         for nan in [f32::NAN, -f32::NAN, f32::from_bits(0x7F80_0001), f32::from_bits(0xFFBF_FFFF)] {
-            assert!(exp2(nan).is_nan(), "{}", level.isa());
+            assert!(exp2(nan).is_nan(), "{}", token);
         }
     }
 }
@@ -195,13 +192,13 @@ fn fused_levels_agree_on_exp2() {
             S::FUSED
         }
     }
-    let fused: Vec<Level> = levels().iter().copied().filter(|level| level.dispatch(Fused)).collect();
+    let fused: Vec<Token> = tokens().iter().copied().filter(|token| token.dispatch(Fused)).collect();
     for range in [-130.0..=-0.0, -0.5..=-0.0, -1.0..=-0.25, 0.0..=128.0_f32.next_down()] {
         sweep(range, SAMPLES, |x| {
             for pair in fused.windows(2) {
                 let (a, b) = (map(pair[0], Function::Exp2, x), map(pair[1], Function::Exp2, x));
                 for ((x, a), b) in x.iter().zip(a).zip(b) {
-                    let names = (pair[0].isa(), pair[1].isa());
+                    let names = (pair[0].to_string(), pair[1].to_string());
                     assert_eq!(a.to_bits(), b.to_bits(), "{x:?} gives {a:?} and {b:?} on {names:?}");
                 }
             }
@@ -211,21 +208,21 @@ fn fused_levels_agree_on_exp2() {
 
 #[test]
 fn sigmoid_is_a_probability() {
-    for &level in levels() {
-        let sigmoid = |x| Function::Sigmoid.at(level, x);
-        assert_eq!((sigmoid(0.0), sigmoid(-0.0)), (0.5, 0.5), "{}", level.isa());
-        assert_eq!((sigmoid(f32::INFINITY), sigmoid(f32::MAX)), (1.0, 1.0), "{}", level.isa());
+    for &token in tokens() {
+        let sigmoid = |x| Function::Sigmoid.at(token, x);
+        assert_eq!((sigmoid(0.0), sigmoid(-0.0)), (0.5, 0.5), "{}", token);
+        assert_eq!((sigmoid(f32::INFINITY), sigmoid(f32::MAX)), (1.0, 1.0), "{}", token);
         for x in [-87.4, -100.0, f32::MIN, f32::NEG_INFINITY] {
-            assert_eq!(sigmoid(x).to_bits(), 0, "{}, {x:?}", level.isa());
+            assert_eq!(sigmoid(x).to_bits(), 0, "{}, {x:?}", token);
         }
-        assert!(sigmoid(f32::NAN).is_nan(), "{}", level.isa());
+        assert!(sigmoid(f32::NAN).is_nan(), "{}", token);
 
         sweep(0.0..=200.0, SAMPLES, |x| {
             let negated: Vec<f32> = x.iter().map(|x| -x).collect();
-            let pairs = map(level, Function::Sigmoid, x).into_iter().zip(map(level, Function::Sigmoid, &negated));
+            let pairs = map(token, Function::Sigmoid, x).into_iter().zip(map(token, Function::Sigmoid, &negated));
             for (x, (positive, negative)) in x.iter().zip(pairs) {
                 let sum = f64::from(positive) + f64::from(negative);
-                assert!((sum - 1.0).abs() <= 1.2e-7, "{}, {x:?}: {positive:?} + {negative:?}", level.isa());
+                assert!((sum - 1.0).abs() <= 1.2e-7, "{}, {x:?}: {positive:?} + {negative:?}", token);
             }
         });
     }
@@ -233,15 +230,15 @@ fn sigmoid_is_a_probability() {
 
 #[test]
 fn tanh_is_odd() {
-    for &level in levels() {
-        let tanh = |x| Function::Tanh.at(level, x);
-        assert_eq!((tanh(0.0), tanh(f32::INFINITY), tanh(f32::NEG_INFINITY)), (0.0, 1.0, -1.0), "{}", level.isa());
-        assert!(tanh(f32::NAN).is_nan() && tanh(-f32::NAN).is_nan(), "{}", level.isa());
+    for &token in tokens() {
+        let tanh = |x| Function::Tanh.at(token, x);
+        assert_eq!((tanh(0.0), tanh(f32::INFINITY), tanh(f32::NEG_INFINITY)), (0.0, 1.0, -1.0), "{}", token);
+        assert!(tanh(f32::NAN).is_nan() && tanh(-f32::NAN).is_nan(), "{}", token);
         sweep(0.0..=f32::MAX, SAMPLES, |x| {
             let negated: Vec<f32> = x.iter().map(|x| -x).collect();
-            let pairs = map(level, Function::Tanh, x).into_iter().zip(map(level, Function::Tanh, &negated));
+            let pairs = map(token, Function::Tanh, x).into_iter().zip(map(token, Function::Tanh, &negated));
             for (x, (positive, negative)) in x.iter().zip(pairs) {
-                assert_eq!(positive, -negative, "{}, {x:?}", level.isa());
+                assert_eq!(positive, -negative, "{}, {x:?}", token);
             }
         });
     }

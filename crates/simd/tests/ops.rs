@@ -2,11 +2,8 @@
 
 mod common;
 
-use common::levels;
-use regard_simd::{Level, Op, Simd};
-
-/// The most lanes that a level has; the length of test data is a multiple of it.
-const MAX_LANES: usize = 16;
+use common::{MAX_LANES, Random, Token, tokens};
+use regard_simd::{Op, Simd};
 
 /// How many triples of operands are tried; Miri is slow.
 const TRIPLES: usize = if cfg!(miri) { 512 } else { 16_384 };
@@ -60,31 +57,13 @@ const SPECIALS: [f32; 22] = [
     f32::from_bits(0xFFA0_0001),
 ];
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// A number in [0, 1].
-    fn fraction(&mut self) -> f32 {
-        self.bits() as u32 as f32 / 4_294_967_296.0
-    }
-
-    /// A special value, any bit pattern at all, or a number of ordinary size.
-    fn value(&mut self) -> f32 {
-        let bits = self.bits();
-        match bits >> 62 {
-            0 => SPECIALS[bits as usize % SPECIALS.len()],
-            1 => f32::from_bits(bits as u32),
-            _ => (self.fraction() - 0.5) * f32::from(1_u8 << (bits % 8)),
-        }
+/// A special value, any bit pattern at all, or a number of ordinary size.
+fn value(random: &mut Random) -> f32 {
+    let bits = random.bits();
+    match bits >> 62 {
+        0 => SPECIALS[bits as usize % SPECIALS.len()],
+        1 => f32::from_bits(bits as u32),
+        _ => (random.fraction() - 0.5) * f32::from(1_u8 << (bits % 8)),
     }
 }
 
@@ -94,7 +73,7 @@ fn operands() -> [Vec<f32>; 3] {
     let mut operands = [const { Vec::new() }; 3];
     for a in SPECIALS {
         for b in SPECIALS {
-            let c = random.value();
+            let c = value(&mut random);
             for (operand, x) in operands.iter_mut().zip([a, b, c]) {
                 operand.push(x);
             }
@@ -102,7 +81,7 @@ fn operands() -> [Vec<f32>; 3] {
     }
     while operands[0].len() < TRIPLES {
         for operand in &mut operands {
-            operand.push(random.value());
+            operand.push(value(&mut random));
         }
     }
     operands
@@ -111,7 +90,7 @@ fn operands() -> [Vec<f32>; 3] {
 /// Defines a function that runs an expression over vectors of three operands, under some level.
 macro_rules! over_vectors {
     (fn $name:ident($s:ident, $a:ident, $b:ident, $c:ident) -> F32 $body:block) => {
-        fn $name(level: Level, operands: &[Vec<f32>; 3]) -> Vec<f32> {
+        fn $name(token: Token, operands: &[Vec<f32>; 3]) -> Vec<f32> {
             struct Run<'a>(&'a [Vec<f32>; 3]);
             impl Op for Run<'_> {
                 type Output = Vec<f32>;
@@ -131,7 +110,7 @@ macro_rules! over_vectors {
                     out
                 }
             }
-            level.dispatch(Run(operands))
+            token.dispatch(Run(operands))
         }
     };
     (fn $name:ident($s:ident, $a:ident, $b:ident, $c:ident) -> Mask $body:block) => {
@@ -152,6 +131,7 @@ over_vectors! { fn select(s, a, b, c) -> F32 { s.select(s.gt(c, s.zero()), a, b)
 over_vectors! { fn gt(s, a, b, c) -> Mask { s.gt(a, b) } }
 over_vectors! { fn ge(s, a, b, c) -> Mask { s.ge(a, b) } }
 over_vectors! { fn eq(s, a, b, c) -> Mask { s.eq(a, b) } }
+over_vectors! { fn not_lt(s, a, b, c) -> Mask { s.not_lt(a, b) } }
 over_vectors! { fn is_nan(s, a, b, c) -> Mask { s.is_nan(a) } }
 over_vectors! { fn and(s, a, b, c) -> Mask { s.and(s.gt(a, b), s.gt(b, c)) } }
 over_vectors! { fn or(s, a, b, c) -> Mask { s.or(s.gt(a, b), s.gt(b, c)) } }
@@ -171,21 +151,21 @@ enum Agree {
 fn check(
     name: &str,
     agree: Agree,
-    run: fn(Level, &[Vec<f32>; 3]) -> Vec<f32>,
+    run: fn(Token, &[Vec<f32>; 3]) -> Vec<f32>,
     operands: &[Vec<f32>; 3],
-    expected: fn(Level, f32, f32, f32) -> f32,
+    expected: fn(Token, f32, f32, f32) -> f32,
 ) {
-    for &level in levels() {
-        let found = run(level, operands);
+    for &token in tokens() {
+        let found = run(token, operands);
         for (i, found) in found.into_iter().enumerate() {
             let [a, b, c] = operands.each_ref().map(|operand| operand[i]);
-            let expected = expected(level, a, b, c);
+            let expected = expected(token, a, b, c);
             let same = found.to_bits() == expected.to_bits();
             assert!(
                 same || agree == Agree::Value && found.is_nan() && expected.is_nan(),
                 "{name} on {}, element {i}: ({a:?}, {b:?}, {c:?}) = ({:#x}, {:#x}, {:#x}) gives {found:?} = {:#x}, \
                  not {expected:?} = {:#x}",
-                level.isa(),
+                token,
                 a.to_bits(),
                 b.to_bits(),
                 c.to_bits(),
@@ -202,7 +182,7 @@ fn truth(yes: bool) -> f32 {
 }
 
 /// Whether a level fuses, by its constant.
-fn is_fused(level: Level) -> bool {
+fn is_fused(token: Token) -> bool {
     struct Fused;
     impl Op for Fused {
         type Output = bool;
@@ -211,7 +191,7 @@ fn is_fused(level: Level) -> bool {
             S::FUSED
         }
     }
-    level.dispatch(Fused)
+    token.dispatch(Fused)
 }
 
 #[test]
@@ -238,13 +218,13 @@ fn mul_add_rounds_as_promised() {
         Agree::Value,
         mul_add,
         &operands,
-        |level, a, b, c| {
-            if is_fused(level) { a.mul_add(b, c) } else { a * b + c }
+        |token, a, b, c| {
+            if is_fused(token) { a.mul_add(b, c) } else { a * b + c }
         },
     );
-    for &level in levels() {
-        let expected = if is_fused(level) { 1.0 / 16_777_216.0 } else { 0.0 };
-        assert_eq!(mul_add(level, &operands)[..MAX_LANES], [expected; MAX_LANES], "{}", level.isa());
+    for &token in tokens() {
+        let expected = if is_fused(token) { 1.0 / 16_777_216.0 } else { 0.0 };
+        assert_eq!(mul_add(token, &operands)[..MAX_LANES], [expected; MAX_LANES], "{}", token);
     }
 }
 
@@ -265,6 +245,7 @@ fn comparisons() {
     check("gt", Agree::Bits, gt, &operands, |_, a, b, _| truth(a > b));
     check("ge", Agree::Bits, ge, &operands, |_, a, b, _| truth(a >= b));
     check("eq", Agree::Bits, eq, &operands, |_, a, b, _| truth(a == b));
+    check("not_lt", Agree::Bits, not_lt, &operands, |_, a, b, _| truth(a >= b || a.is_nan() || b.is_nan()));
     check("is_nan", Agree::Bits, is_nan, &operands, |_, a, _, _| truth(a.is_nan()));
     check("and", Agree::Bits, and, &operands, |_, a, b, c| truth(a > b && b > c));
     check("or", Agree::Bits, or, &operands, |_, a, b, c| truth(a > b || b > c));
@@ -294,10 +275,10 @@ fn splat_keeps_bits() {
             out.into_iter().map(f32::to_bits).collect()
         }
     }
-    for &level in levels() {
+    for &token in tokens() {
         for pattern in PATTERNS.into_iter().chain(0..300).chain((0..32).map(|shift| 1 << shift)) {
-            let expected = vec![pattern; level.isa().lanes()];
-            assert_eq!(level.dispatch(Splat(pattern)), expected, "{}", level.isa());
+            let expected = vec![pattern; token.isa().lanes()];
+            assert_eq!(token.dispatch(Splat(pattern)), expected, "{}", token);
         }
     }
 }
@@ -320,11 +301,11 @@ fn split_and_scale() {
             *x = -1e30;
         }
     }
-    for &level in levels() {
-        for (&x, f) in operands[0].iter().zip(fraction(level, &operands)) {
+    for &token in tokens() {
+        for (&x, f) in operands[0].iter().zip(fraction(token, &operands)) {
             let n = f64::from(x) - f64::from(f);
             let same = f.abs() <= 0.5 && n == n.round() || f.is_nan() && x.is_nan();
-            assert!(same, "split_exp2 on {}: {x:?} = {:#x} gives {f:?}", level.isa(), x.to_bits());
+            assert!(same, "split_exp2 on {}: {x:?} = {:#x} gives {f:?}", token, x.to_bits());
         }
     }
 
@@ -370,8 +351,8 @@ fn masks() {
             }
         }
     }
-    for &level in levels() {
-        level.dispatch(RoundTrip);
+    for &token in tokens() {
+        token.dispatch(RoundTrip);
     }
 }
 
@@ -415,8 +396,8 @@ fn partial_loads_and_stores() {
             }
         }
     }
-    for &level in levels() {
-        level.dispatch(Partial);
+    for &token in tokens() {
+        token.dispatch(Partial);
     }
 }
 
@@ -444,10 +425,10 @@ fn transpose() {
             }
         }
     }
-    for &level in levels() {
+    for &token in tokens() {
         for src_stride in [0, 1, 3, 16] {
             for dst_stride in [0, 1, 5, 16] {
-                level.dispatch(Transpose { src_stride, dst_stride });
+                token.dispatch(Transpose { src_stride, dst_stride });
             }
         }
     }
@@ -465,7 +446,7 @@ fn prefetch_never_faults() {
             s.prefetch(std::ptr::null());
         }
     }
-    for &level in levels() {
-        level.dispatch(Prefetch(&[1.0; 4]));
+    for &token in tokens() {
+        token.dispatch(Prefetch(&[1.0; 4]));
     }
 }

@@ -1,5 +1,11 @@
-//! Inputs to measure with.
+//! Inputs to measure with: numbers, tensors of every element type, lengths of sequences.
 
+mod array;
+mod lengths;
+
+pub use self::array::{Array, Elements, Order};
+pub use self::lengths::{Lengths, LengthsError};
+use crate::measure::ReadProbe;
 use crate::stats::Random;
 
 /// Standard normal numbers, the same for the same seed on every machine up to the last bits of its `ln` and `cos`.
@@ -18,9 +24,29 @@ pub fn standard_normal(seed: u64, count: usize) -> Vec<f32> {
     numbers
 }
 
+/// The copies of inputs of this many bytes that calls have to take in turn so that no cache holds one of them when its turn
+/// comes again: all of them together are as large as the buffer of a probe of the bandwidth.
+pub fn copies(bytes: usize, last_level_cache: usize) -> usize {
+    /// Of inputs so small that more would not do, a call takes longer to start than to read them.
+    const MOST: usize = 4096;
+    match bytes {
+        0 => 1,
+        bytes => ReadProbe::bytes_for(last_level_cache).div_ceil(bytes).min(MOST),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn copies_exceed_the_cache() {
+        let cache = 64 << 20;
+        for (bytes, expected) in [(0, 1), (1, 4096), (1 << 20, 512), (500 << 20, 2), (512 << 20, 1), (1 << 40, 1)] {
+            assert_eq!(copies(bytes, cache), expected, "{bytes}");
+        }
+        assert_eq!(copies(100 << 20, 0), 3);
+    }
 
     #[test]
     fn moments_are_those_of_the_normal_distribution() {

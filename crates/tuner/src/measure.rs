@@ -6,12 +6,13 @@
 //!
 //! ```no_run
 //! use regard_simd::Level;
-//! use regard_tuner::measure::{Budget, Probes, Work, measure};
+//! use regard_tuner::measure::{Arithmetic, Budget, Probes, Work, measure};
 //!
 //! # fn attention() {}
 //! # let (visible_pairs, heads, d, d_v) = (2048.0 * 2048.0, 8.0, 128.0, 128.0);
 //! let mut probes = Probes::compute(Level::best());
-//! let work = Work { flops: 2.0 * (d + d_v) * visible_pairs * heads, bytes: 0.0 };
+//! let flops = 2.0 * (d + d_v) * visible_pairs * heads;
+//! let work = Work { flops, arithmetic: Arithmetic::F32, bytes: 0.0 };
 //! let found = measure(&mut probes, work, Budget::seconds(1.0), || attention());
 //! let compute = found.compute.expect("the probes have this ceiling");
 //! println!("{:.0} GFLOP/s, {:.1} % of the peak", compute.rate, 100.0 * compute.fraction);
@@ -25,14 +26,18 @@ mod compare;
 mod stopwatch;
 
 pub use against::measure_against;
-pub use ceiling::{Ceilings, FmaProbe, Probes, ReadProbe};
+pub use ceiling::{Arithmetic, Ceilings, FmaProbe, Probes, ReadProbe, fastest_way};
 pub use compare::{Comparison, RoundRobin, compare, round_robin};
+pub use regard_simd::probe::ReadWay;
 
 use self::stopwatch::Stopwatch;
 use crate::stats::median;
 
 /// The shortest sample of timed work, in seconds: a thousand times what reading the clock costs, and more.
 const SAMPLE_SECONDS: f64 = 1e-3;
+
+/// The same of work that is compared with the bandwidth: as long as a sample of that, which meets as many of the slow moments.
+const MEMORY_SAMPLE_SECONDS: f64 = 5e-3;
 
 /// How long to go on measuring.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,6 +71,8 @@ impl Budget {
 pub struct Work {
     /// Floating point operations.
     pub flops: f64,
+    /// The arithmetic that they are done with, whose peak they are compared with.
+    pub arithmetic: Arithmetic,
     /// Bytes that have to be read from memory.
     pub bytes: f64,
 }
@@ -77,9 +84,11 @@ pub struct Measurement {
     pub seconds: f64,
     /// Rounds that were made.
     pub rounds: usize,
-    /// The floating point operations against the peak of the core, in GFLOP/s, if that was probed.
+    /// The medians of all ceilings.
+    pub ceilings: Ceilings,
+    /// The floating point operations against the peak of their arithmetic, in GFLOP/s, if that was probed.
     pub compute: Option<Efficiency>,
-    /// The bytes against the read bandwidth of the core, in GB/s, if that was probed.
+    /// The bytes against the read bandwidth, in GB/s, if that was probed.
     pub memory: Option<Efficiency>,
 }
 
@@ -129,27 +138,8 @@ impl Efficiency {
 ///
 /// `run` must not leave its result unused where the compiler can see that: give it to [`std::hint::black_box`].
 pub fn measure(probes: &mut Probes, work: Work, budget: Budget, run: impl FnMut()) -> Measurement {
-    let mut timed = Timed::new(run);
-    let mut seconds = Vec::new();
-    let start = Instant::now();
-    let mut ceilings = vec![probes.sample()];
-    while budget.goes_on(start, seconds.len()) {
-        if probes.read.is_some() {
-            timed.warm_up();
-        }
-        seconds.push(timed.sample());
-        ceilings.push(probes.sample());
-    }
-    let against = |amount, ceiling: fn(&Ceilings) -> Option<f64>| {
-        let ceilings: Option<Vec<f64>> = ceilings.iter().map(ceiling).collect();
-        ceilings.map(|ceilings| Efficiency::new(amount, &seconds, &ceilings))
-    };
-    Measurement {
-        seconds: median(&seconds),
-        rounds: seconds.len(),
-        compute: against(work.flops, |ceilings| ceilings.gflops),
-        memory: against(work.bytes, |ceilings| ceilings.read_gbytes_per_s),
-    }
+    let reads = probes.read.is_some();
+    measure_against(&mut || probes.sample(), reads, work, budget, run)
 }
 
 /// Work, and how many calls of it make a sample.
@@ -159,11 +149,11 @@ struct Timed<F> {
 }
 
 impl<F: FnMut()> Timed<F> {
-    /// Warms up, and finds the number of repetitions.
-    fn new(run: F) -> Self {
+    /// Warms up, and finds the number of repetitions that take so many seconds.
+    fn new(run: F, sample_seconds: f64) -> Self {
         let mut timed = Self { run, repeats: 1 };
         timed.warm_up();
-        timed.repeats = calibrate(SAMPLE_SECONDS, |repeats| timed.seconds(repeats));
+        timed.repeats = calibrate(sample_seconds, |repeats| timed.seconds(repeats));
         timed
     }
 
@@ -222,6 +212,7 @@ mod tests {
         let mut found = Measurement {
             seconds: 1.0,
             rounds: 3,
+            ceilings: Ceilings::default(),
             compute: Some(efficiency([0.9, 0.1, 0.2])),
             memory: Some(efficiency([0.3, 0.8, 0.7])),
         };
@@ -257,10 +248,11 @@ mod tests {
     fn a_measurement_on_every_level() {
         let numbers = vec![0.5_f32; 1 << 16];
         for &level in regard_simd::Level::available() {
-            let work = Work { flops: numbers.len() as f64, bytes: size_of_val(&numbers[..]) as f64 };
+            let bytes = size_of_val(&numbers[..]) as f64;
+            let work = Work { flops: numbers.len() as f64, arithmetic: Arithmetic::F32, bytes };
             let mut probes = Probes::both(level, 1 << 22);
             let found = measure(&mut probes, work, Budget::rounds(3), || {
-                regard_simd::probe::read_sweep(level, &numbers);
+                regard_simd::probe::read_sweep(level, ReadWay::ALL[0], &numbers);
             });
             println!("{}: {found:?}", level.isa());
             assert_eq!(found.rounds, 3);

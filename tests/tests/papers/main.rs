@@ -4,8 +4,8 @@
 //!
 //! - `spline`: Lai, Lim and Liu, "Attention is a smoothed cubic spline", arXiv:2408.09624
 //! - `polynomial`: Saratchandran et al., "Rethinking softmax", arXiv:2410.18613; power, Taylor and norms
-//! - `hard`, `formulas`, `languages`: Yang, Strobl, Chiang and Angluin, "Simulating hard attention using soft
-//!   attention", arXiv:2412.09925
+//! - `hard`, `formulas`, `languages`, `uniform_tieless`: Yang, Strobl, Chiang and Angluin, "Simulating hard attention
+//!   using soft attention", arXiv:2412.09925
 //! - `sigmoid`: Ramapuram et al., "Theory, analysis, and best practices for sigmoid self-attention", arXiv:2409.04431
 //! - `prefix`: Feng et al., "Attention as an RNN", arXiv:2405.13956
 //! - `regression`: Collins et al., "In-context learning with transformers", arXiv:2402.11639
@@ -22,6 +22,7 @@ mod regression;
 mod sigmoid;
 mod softmax;
 mod spline;
+mod uniform_tieless;
 
 use regard::reference::{self, Row};
 use regard::{Attention, Execution, Isa, Level, Problem, Weighting};

@@ -161,6 +161,87 @@ fn norms_of_polynomial_matrices() {
     }
 }
 
+/// Theorem 1, of the derivative: ||grad softmax(A)||_F <= 2 sqrt(N). By central differences of the kernels, which agree
+/// with p_j (1[j = k] - p_k). The bound is not tight: the derivative of a row is positive semidefinite with trace 1 -
+/// sum p^2 and no eigenvalue above 1/2, so that the square of its norm is at most half its trace.
+#[test]
+fn norm_of_the_derivative_of_softmax() {
+    let n = 16;
+    let step = 1.0 / 64.0;
+    let mut random = Random::new(6);
+    for spread in [0.0_f32, 0.5, 2.0, 8.0] {
+        let rows: Vec<Vec<f32>> = (0..n).map(|_| random.normals(n).iter().map(|x| spread * x).collect()).collect();
+        let moved = |k: usize, by: f32| {
+            Heads::score_rows(
+                &rows
+                    .iter()
+                    .map(|row| {
+                        let mut row = row.clone();
+                        row[k] += by;
+                        row
+                    })
+                    .collect::<Vec<_>>(),
+            )
+        };
+        each_level(|level| {
+            let weights = widened(&Heads::score_rows(&rows).run(&plain(Weighting::Softmax), level).out);
+            let mut squares = vec![0.0; n];
+            for k in 0..n {
+                let [up, down] = [step, -step].map(|by| moved(k, by).run(&plain(Weighting::Softmax), level).out);
+                for at in 0..n * n {
+                    let derivative = (f64::from(up[at]) - f64::from(down[at])) / (2.0 * f64::from(step));
+                    let own = if at % n == k { 1.0 } else { 0.0 };
+                    let exact = weights[at] * (own - weights[at / n * n + k]);
+                    // step^2 / 6 times the third derivative, which is below 1; and what rounding leaves over the step.
+                    assert!((derivative - exact).abs() <= 1e-4, "{derivative} {exact}");
+                    squares[at / n] += derivative * derivative;
+                }
+            }
+            assert!(squares.iter().sum::<f64>().sqrt() <= 2.0 * (n as f64).sqrt());
+            for (row, square) in squares.iter().enumerate() {
+                let trace = 1.0 - weights[row * n..][..n].iter().map(|p| p * p).sum::<f64>();
+                assert!(*square <= trace / 2.0 + 1e-3, "{square} {trace}");
+            }
+        });
+    }
+}
+
+/// The same for polynomials, of order sqrt(N) too. For N(0, 1) scores the derivative p s^(p - 1) / sqrt(N) has the
+/// expected square p^2 (2p - 3)!! N (derived here). For scores that are products of Gaussian queries and keys the
+/// expected square of the norm itself is (2p - 1)!! N times the product of 1 + 2i / d, i < p, at any N.
+#[test]
+fn norms_of_polynomials_and_their_derivatives() {
+    let n = 196;
+    let mut random = Random::new(7);
+    let scores = random.normals(n * n);
+    let mut heads = Heads::one([n, n], |_| [0.0], |_| [0.0], |_| [0.0]);
+    heads.v = unit_values([1, 1, n, n]);
+    let bias = View::bhsd(&scores, [1, 1, n, n]).expect("a matrix");
+    for (degree, square) in [(2_u32, 4.0_f64), (3, 27.0)] {
+        let options = poly(degree - 1).coefficient(degree as f32).bias(bias).row_scale(RowScale::InvSqrtN);
+        each_level(|level| {
+            let ratio = norm(&heads, &options, level) / (square * n as f64).sqrt();
+            // Four standard deviations of the mean of n^2 samples of s^4, and more for s^2.
+            assert!((ratio - 1.0).abs() < 0.04, "degree {degree}: {ratio}");
+        });
+    }
+    let d = 32;
+    for n in [64, 256] {
+        let mut heads = Heads::normal([1, 1, 1], [n, n], [d, 1]);
+        heads.v = unit_values([1, 1, n, n]);
+        for degree in 1..=3_u32 {
+            let factor = |i: u32| f64::from(2 * i + 1) * (1.0 + f64::from(2 * i) / d as f64);
+            let want = ((0..degree).map(factor).product::<f64>() * n as f64).sqrt();
+            let options = Attention::new(Weighting::Polynomial { degree }).row_scale(RowScale::InvSqrtN);
+            each_level(|level| {
+                // Scores of one key share its norm, and those of one query the query's: few independent samples.
+                let ratio = norm(&heads, &options, level) / want;
+                assert!((ratio - 1.0).abs() < 0.12, "N {n}, degree {degree}: {ratio}");
+            });
+        }
+    }
+}
+
 /// ReLU attention over n^a, a in [0, 2], with each meaning of n.
 #[test]
 fn relu_over_powers_of_n() {

@@ -159,8 +159,8 @@ fn scalable_softmax_is_a_temperature() {
 
 /// Rows of a long context keep what many small weights add up to: a first key has nearly all the weight (an attention
 /// sink in the model's own keys), and 16383 others 2e-8 each. V = 1 gives 1, and the indicator of the others their
-/// share. Each block of keys is summed by itself, so that what rounding loses grows with the number of blocks and not of
-/// keys: at most half a unit of 1 for each of them, in the output and in the denominator.
+/// share. Each block of keys is summed by itself, so that what rounding loses grows with the number of blocks and not
+/// of keys: at most half a unit of 1 for each of them, in the output and in the denominator.
 #[test]
 fn small_weights_add_up() {
     let (n, gap) = (16_384, 17.727_5_f32);
@@ -191,6 +191,35 @@ fn dispersion() {
                 let relative = f64::from(weight) * n as f64;
                 assert!(relative <= most * (1.0 + 1e-6) && relative >= 1.0 / most * (1.0 - 1e-6), "{relative} {most}");
             }
+        });
+    }
+}
+
+/// One token among n moves the output by O(1 / n) (Hahn, arXiv:1906.06755): why hard attention needs temperatures or
+/// positions that grow with n. Stated (derived here): with scores in a range R before and after, a key and value that
+/// change move each column by at most 2 e^R / n times the range of V; hard attention moves by the whole range.
+#[test]
+fn one_token_moves_little() {
+    let mut random = Random::new(9);
+    for n in [8, 64, 512] {
+        let mut scores: Vec<f32> = (0..n).map(|_| random.uniform() as f32).collect();
+        let values: Vec<f32> = (0..n).map(|j| if j == n / 2 { 1.0 } else { 0.0 }).collect();
+        let heads = |scores: &[f32], sign: f32| {
+            Heads::one([1, n], |_| [1.0], |j| [scores[j]], |j| [if j == 0 { sign } else { values[j] }])
+        };
+        // Key 0 goes from the least score and the value 0 to the largest score and the value 1.
+        scores[0] = 0.0;
+        let before = heads(&scores, 0.0);
+        scores[0] = 1.0;
+        let after = heads(&scores, 1.0);
+        each_level(|level| {
+            let moves = |weighting: Weighting| {
+                let [before, after] = [&before, &after].map(|heads| heads.run(&plain(weighting.clone()), level).out[0]);
+                f64::from((after - before).abs())
+            };
+            let most = 2.0 * 1_f64.exp() / n as f64;
+            assert!(moves(Weighting::Softmax) <= most && moves(Weighting::Softmax) > most / 10.0, "n {n}");
+            assert_eq!(moves(Weighting::HardLeft), 1.0);
         });
     }
 }

@@ -175,6 +175,54 @@ fn relu_cross_attention_is_quadratic_in_keys_and_linear_in_queries() {
     assert!(assert_polynomial(&plain(Weighting::Relu), 1, |point| line.heads(point as f64, 1.0)));
 }
 
+/// A line on which every score of the layers below is positive: no knots, and small whole numbers at whole t.
+fn positive_line(seed: u64) -> Line {
+    let mut line = Line::random(seed, 1);
+    line.start.iter_mut().flatten().for_each(|x| *x = x.abs() + 1.0);
+    line.step.iter_mut().flatten().for_each(|x| *x = x.abs());
+    line
+}
+
+/// Tokens, which have to be f32.
+fn tokens(rows: &Matrix<TOKENS>) -> Tensor {
+    Tensor::from_fn([1, 1, TOKENS, WIDTH], Layout::Bhsd, |[_, _, i, c]| {
+        assert_eq!(f64::from(rows[i][c] as f32), rows[i][c], "tokens are exact");
+        rows[i][c] as f32
+    })
+}
+
+/// A layer of ReLU attention of tokens to themselves, and with `residual` plus themselves. So exact that kernels give
+/// the same bits.
+fn layer(x: &Tensor, residual: bool) -> Tensor {
+    let heads = Heads { q: x.clone(), k: x.clone(), v: x.clone() };
+    let out = heads.reference(&plain(Weighting::Relu), regard::Isa::Portable);
+    each_level(|level| assert_eq!(widened(&heads.run(&plain(Weighting::Relu), level).out), out));
+    let kept = |i: usize, c: usize| if residual { f64::from(x.get([0, 0, i, c])) } else { 0.0 };
+    tokens(&std::array::from_fn(|i| std::array::from_fn(|c| out[i * WIDTH + c] + kept(i, c))))
+}
+
+/// Compositions: L layers of ReLU attention have pieces of degree 3^L, with residuals too; encoder-decoder attention
+/// over the states of t encoder layers, with a cubic state of the decoder, has degree 2 3^t + 3, which is 5 for t = 0
+/// and 9 for t = 1 (derived here; the paper's own wording was not at hand).
+#[test]
+fn layers_multiply_degrees() {
+    let relu = plain(Weighting::Relu);
+    let itself = |x: Tensor| Heads { q: x.clone(), k: x.clone(), v: x };
+    for seed in 0..4 {
+        let (line, other) = (positive_line(seed), positive_line(seed + 10));
+        let at = |point: usize| tokens(&line.tokens(point as f64));
+        assert!(assert_polynomial(&relu, 3, |point| itself(at(point))), "one layer");
+        for residual in [false, true] {
+            assert!(assert_polynomial(&relu, 9, |point| itself(layer(&at(point), residual))), "two layers");
+        }
+        let decoder = |point: usize| layer(&tokens(&other.tokens(point as f64)), false);
+        let cross = |q: Tensor, x: Tensor| Heads { q, k: x.clone(), v: x };
+        assert!(assert_polynomial(&relu, 5, |point| cross(decoder(point), at(point))), "no encoder");
+        let encoder = |point: usize| layer(&at(point), false);
+        assert!(assert_polynomial(&relu, 9, |point| cross(decoder(point), encoder(point))), "one encoder layer");
+    }
+}
+
 /// Polynomial attention has no knots: one polynomial of degree 2p + 1 (identity: p = 1).
 #[test]
 fn polynomial_attention_has_one_piece() {

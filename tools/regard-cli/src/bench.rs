@@ -1,53 +1,80 @@
 //! `regard bench`: problems against the ceilings of the machine.
 
 mod case;
+mod ceilings;
+mod inputs;
+mod line;
 mod options;
 
 use clap::{Args, Parser};
-use regard::{Count, Setup};
+use regard::{Count, Dtype, Level};
+use regard_tuner::measure::ReadWay;
 use regard_tuner::shapes;
 
-use self::case::Case;
+use self::case::{Case, Manner};
+use self::ceilings::Ways;
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::output;
-use crate::problem_args::{ProblemArgs, WeightingName};
+use crate::problem_args::{ProblemArgs, WeightingName, dtype, out_dtype};
+use crate::sequences::SequenceArgs;
 use crate::setup;
 use crate::shape_args::ShapeArgs;
 
-/// Measures problems against the peak and the bandwidth of the machine, and prints one line of JSON for each.
+/// Measures problems against the peak and the read bandwidth of the machine, in one interleaved run: a line for each.
 ///
-/// Sizes may be lists (--keys 512,2048), which give a case for every combination. Without sizes and without options
-/// that say what to compute, the standard list of cases is measured.
+/// Sizes and element types may be lists (--keys 512,2048), which give a case for every combination. Without sizes and
+/// without options that say what to compute, the standard list of cases is measured.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     sizes: SizeLists,
-    /// Element type of q, k and v; f32 is the only one so far
-    #[arg(long, default_value = "f32", value_name = "NAME", help_heading = "Measurement")]
-    dtype: String,
+    #[command(flatten)]
+    sequences: SequenceArgs,
+    /// Element types of q, k and v [default: f32]: f32, f16, bf16, or int8 for k and v with scales and q in f32
+    #[arg(long, value_delimiter = ',', value_parser = dtype, value_name = "NAME,..", help_heading = "Measurement")]
+    dtype: Vec<Dtype>,
+    /// Element type of the output: f32, or that of q
+    #[arg(long, value_parser = out_dtype, default_value = "f32", value_name = "NAME", help_heading = "Measurement")]
+    out_dtype: Dtype,
     /// Time to measure a case for; twelve rounds are made even if they take longer
     #[arg(long, default_value_t = 1.0, value_parser = seconds, allow_negative_numbers = true, value_name = "SECONDS",
           help_heading = "Measurement")]
     seconds: f64,
+    /// Use one copy of K and V, which may stay in the caches from a call to the next
+    #[arg(long, help_heading = "Measurement")]
+    warm: bool,
+    /// How to read memory to find its bandwidth: STREAMS-none, STREAMS-near-BYTES or STREAMS-far-BYTES, for 1, 2 or 4
+    /// streams that prefetch so far ahead, or not [default: the fastest of twelve ways]
+    #[arg(long, value_name = "WAY", help_heading = "Measurement")]
+    read_way: Option<ReadWay>,
     #[command(flatten)]
     problem: ProblemArgs,
 }
 
 const AFTER_HELP: &str = "\
-Every case runs on one pinned thread unless --threads says otherwise. Rounds of work and ceiling take turns, and a
-fraction is the median of the ratios of neighbours: fraction_of_peak against an FMA loop of the same level,
-fraction_of_bandwidth, in rounds of its own, against reading memory. With more threads the ceilings are what all of them
-reach at once. GFLOP/s count 2 * (d + d_v) for each visible pair. The error is the largest one of sampled rows against
-f64, for standard normal inputs.
+Every case runs on one pinned thread unless --threads says otherwise. Rounds of work and ceilings take turns, and a
+fraction is the median of the ratios of neighbours. `of peak` is against a loop of the arithmetic that the kernel uses:
+f32 multiply-adds of its level, or dot products of bf16. `of bandwidth` is the bytes of K and V that a call reads (of
+visible keys, scales included) over time, against reading memory in the best of several ways. `of roof` is the time that
+the nearer of the two ceilings allows over the time taken. With more threads the ceilings are what all of them reach at
+once. GFLOP/s count 2 * (d + d_v) for each visible pair. The error is the largest one of sampled rows against f64, for
+standard normal inputs. --json has all that and more: fraction_of_peak, fraction_of_bandwidth, fraction_of_roof, the
+ceilings, kv_bytes of a call, copies.
+
+K and V come from memory: as many copies of them are used in turn as take eight times the last-level cache. --warm leaves
+them in the caches, if they fit.
 
 Examples:
   regard bench
   regard bench --queries 2048 --head-dim 64,128 --causal top-left
   regard bench --keys 512,2048 --weighting relu --row-scale inv-n --isa avx2
-  regard bench --queries 16 --keys 8192 --seconds 3
-  regard bench --queries 4096 --threads 2";
+  regard bench --queries 1 --keys 16384 --heads 32 --kv-heads 32,4 --dtype f32,f16,bf16,int8 --seconds 3
+  regard bench --queries 1 --keys 16384 --heads 1 --dtype bf16 --split 2048 --threads 2
+  regard bench --varlen uniform:1..4096:64@7 --causal bottom-right --dtype bf16
+  regard bench --varlen 100,3000,77 --queries 1 --causal bottom-right --paged 16
+  regard bench --queries 2048 --dtype bf16 --no-native-half --json";
 
 /// The sizes of problems, each a list.
 #[derive(Clone, Debug, Args)]
@@ -62,7 +89,7 @@ struct SizeLists {
     /// Heads of k and v, which share out the heads of q [default: as many as --heads]
     #[arg(long, value_delimiter = ',', value_name = "N,..")]
     kv_heads: Vec<usize>,
-    /// Rows of q [default: as many as --keys, or 2048]
+    /// Rows of q of each sequence [default: as many as --keys, or 2048; with --varlen as many as keys]
     #[arg(long, value_delimiter = ',', value_name = "N,..")]
     queries: Vec<usize>,
     /// Rows of k and v [default: as many as --queries]
@@ -77,40 +104,61 @@ struct SizeLists {
 }
 
 /// Runs the command.
-pub(crate) fn run(args: BenchArgs, _global: &Global) -> Result<(), CliError> {
-    args.check()?;
+pub(crate) fn run(args: BenchArgs, global: &Global) -> Result<(), CliError> {
     let setup = setup::detect(args.problem.no_profile)?;
-    let mut cases = Vec::new();
-    if args.sizes.are_none() && says_nothing(&args.problem) {
-        for shape in shapes::standard() {
-            cases.extend(args.standard(&shape, &setup)?);
-        }
-    } else {
-        cases.extend(args.sizes.combinations().into_iter().map(|sizes| (sizes, args.problem.clone())));
-    }
+    let cases = args.cases(setup.level)?;
     // All of them are looked at before the first is measured.
-    for (sizes, problem) in &cases {
-        let _ = problem.attention()?;
-        sizes.shape()?;
-    }
-    for (sizes, problem) in &cases {
-        let line = Case { problem, shape: sizes.shape()?, setup: &setup, seconds: args.seconds }.measure()?;
-        output::json(&line)?;
+    cases.iter().try_for_each(Case::check)?;
+    let BenchArgs { seconds, out_dtype, warm, read_way: way, .. } = args;
+    let mut ways = Ways::new();
+    for (i, case) in cases.iter().enumerate() {
+        let line = case.measure(Manner { seconds, out_dtype, warm, way }, &setup, &mut ways)?;
+        if global.json {
+            output::json(&line)?;
+        } else {
+            if i == 0 {
+                output::text(line::header())?;
+            }
+            output::text(line.to_text())?;
+        }
         line.verdict()?;
     }
     Ok(())
 }
 
 impl BenchArgs {
-    fn check(&self) -> Result<(), CliError> {
-        match self.dtype.as_str() {
-            "f32" => Ok(()),
-            dtype => Err(CliError::Usage(format!("--dtype {dtype} does not exist: there is only f32 so far"))),
+    /// What to measure, where `level` is what the environment allows.
+    fn cases(&self, level: Level) -> Result<Vec<Case>, CliError> {
+        let mut cases = Vec::new();
+        if self.are_none() {
+            for shape in shapes::standard() {
+                cases.extend(self.standard(&shape, level)?);
+            }
+        } else {
+            cases = self.combinations();
         }
+        Ok(cases)
+    }
+
+    /// Whether nothing says what to compute.
+    fn are_none(&self) -> bool {
+        self.sizes.are_none() && self.sequences.are_none() && self.dtype.is_empty() && says_nothing(&self.problem)
+    }
+
+    /// Every combination of lists, element types changing slowest.
+    fn combinations(&self) -> Vec<Case> {
+        let Self { sequences, problem, .. } = self;
+        let mut cases = Vec::new();
+        for dtype in or(&self.dtype, Dtype::F32) {
+            let shapes = self.sizes.combinations(sequences.varlen.is_some());
+            let case = |shape| Case { shape, sequences: sequences.clone(), dtype, problem: problem.clone() };
+            cases.extend(shapes.into_iter().map(case));
+        }
+        cases
     }
 
     /// A case of the standard list, by way of its command line; `None` if it has no place here.
-    fn standard(&self, shape: &shapes::Shape, setup: &Setup) -> Result<Option<(ShapeArgs, ProblemArgs)>, CliError> {
+    fn standard(&self, shape: &shapes::Shape, level: Level) -> Result<Option<Case>, CliError> {
         /// A command line of options only.
         #[derive(Debug, Parser)]
         #[command(no_binary_name = true)]
@@ -118,7 +166,7 @@ impl BenchArgs {
             #[command(flatten)]
             args: BenchArgs,
         }
-        let level = self.problem.isa()?.unwrap_or(setup.level.isa());
+        let level = self.problem.isa()?.unwrap_or(level.isa());
         if shape.isa.is_some_and(|isa| isa >= level) {
             let isa = level.name();
             eprintln!("skipped, as the level is {isa}: {}", shape.options());
@@ -127,16 +175,23 @@ impl BenchArgs {
         let options = shape.options();
         let parsed = Line::try_parse_from(options.split(' '));
         let Line { args } = parsed.map_err(|error| CliError::Failed(format!("{options}: {error}")))?;
-        let sizes = args.sizes.combinations().pop();
-        let problem = ProblemArgs {
+        let problem = |problem: ProblemArgs| ProblemArgs {
             layout: self.problem.layout,
-            isa: args.problem.isa.or_else(|| self.problem.isa.clone()),
+            split: self.problem.split,
+            no_native_half: self.problem.no_native_half,
+            isa: problem.isa.or_else(|| self.problem.isa.clone()),
             threads: self.problem.threads,
             no_profile: self.problem.no_profile,
-            ..args.problem
+            ..problem
         };
-        Ok(sizes.map(|sizes| (sizes, problem)))
+        let case = args.combinations().pop();
+        Ok(case.map(|case| Case { problem: problem(case.problem), ..case }))
     }
+}
+
+/// The sizes, or the one that is taken if none is given.
+fn or<T: Copy>(sizes: &[T], default: T) -> Vec<T> {
+    if sizes.is_empty() { vec![default] } else { sizes.to_vec() }
 }
 
 /// Whether options leave open what to compute. Those that say how and where to compute do not count.
@@ -159,6 +214,8 @@ fn says_nothing(problem: &ProblemArgs) -> bool {
         window,
         align,
         layout: _,
+        split: _,
+        no_native_half: _,
         isa: _,
         threads: _,
         no_profile: _,
@@ -180,9 +237,8 @@ impl SizeLists {
         [batch, heads, kv_heads, queries, keys, head_dim, value_dim].iter().all(|sizes| sizes.is_empty())
     }
 
-    /// Every combination, the last sizes changing fastest.
-    fn combinations(&self) -> Vec<ShapeArgs> {
-        let or = |sizes: &[usize], default: usize| if sizes.is_empty() { vec![default] } else { sizes.to_vec() };
+    /// Every combination, the last sizes changing fastest. `packed` is whether sequences have lengths of their own.
+    fn combinations(&self, packed: bool) -> Vec<ShapeArgs> {
         let or_none = |sizes: &[usize]| match sizes {
             [] => vec![None],
             sizes => sizes.iter().copied().map(Some).collect(),
@@ -195,7 +251,7 @@ impl SizeLists {
                         for keys in or_none(&self.keys) {
                             for head_dim in or(&self.head_dim, 128) {
                                 for value_dim in or_none(&self.value_dim) {
-                                    let queries = queries.or(keys).unwrap_or(2048);
+                                    let queries = if packed { queries } else { queries.or(keys) };
                                     found.push(ShapeArgs {
                                         batch,
                                         heads,
@@ -235,37 +291,48 @@ mod tests {
 
     #[test]
     fn lists_give_every_combination() {
-        let args = parse("--keys 3,5 --head-dim 7,8 --value-dim 9");
-        let shapes: Vec<_> = args.sizes.combinations().iter().map(|sizes| sizes.shape().unwrap()).collect();
-        let sizes: Vec<_> = shapes.iter().map(|s| (s.queries, s.keys, s.head_dim, s.value_dim)).collect();
-        assert_eq!(sizes, [(3, 3, 7, 9), (3, 3, 8, 9), (5, 5, 7, 9), (5, 5, 8, 9)]);
-        let one = parse("").sizes.combinations();
-        assert_eq!((one.len(), one[0].queries, one[0].keys, one[0].heads), (1, 2048, None, 8));
+        let args = parse("--keys 3,5 --head-dim 7,8 --value-dim 9 --dtype int8,f16");
+        let cases = args.combinations();
+        let sizes: Vec<_> = cases.iter().map(|case| case.shape.sizes(&case.sequences).unwrap()).collect();
+        let found: Vec<_> = sizes.iter().map(|sizes| (sizes.q[2], sizes.k[2], sizes.q[3], sizes.v[3])).collect();
+        let once = [(3, 3, 7, 9), (3, 3, 8, 9), (5, 5, 7, 9), (5, 5, 8, 9)];
+        assert_eq!(found, [once, once].concat());
+        assert_eq!([cases[0].dtype, cases[4].dtype], [Dtype::Int8, Dtype::F16]);
+        let one = parse("").combinations();
+        assert_eq!((one.len(), one[0].shape.queries, one[0].shape.keys, one[0].shape.heads), (1, None, None, 8));
+        let packed = parse("--varlen 4,5 --heads 2,3").combinations();
+        assert_eq!((packed.len(), packed[1].shape.queries, packed[1].shape.heads), (2, None, 3));
     }
 
     #[test]
     fn what_stands_for_the_standard_list() {
-        for line in ["", "--isa avx2", "--threads 2 --seconds 3 --no-profile", "--layout bshd"] {
-            let args = parse(line);
-            assert!(args.sizes.are_none() && says_nothing(&args.problem), "{line}");
+        for line in ["", "--isa avx2", "--threads 2 --seconds 3 --no-profile", "--layout bshd", "--warm --split never"]
+        {
+            assert!(parse(line).are_none(), "{line}");
         }
-        for line in ["--weighting relu", "--causal top-left", "--n visible", "--temperature 2", "--keys 3"] {
-            let args = parse(line);
-            assert!(!(args.sizes.are_none() && says_nothing(&args.problem)), "{line}");
+        for line in [
+            "--weighting relu",
+            "--causal top-left",
+            "--n visible",
+            "--temperature 2",
+            "--keys 3",
+            "--dtype bf16",
+            "--varlen 3,4",
+            "--paged 16",
+        ] {
+            assert!(!parse(line).are_none(), "{line}");
         }
     }
 
     #[test]
     fn every_standard_case_is_a_command_line() {
-        let level = regard::Level::best();
-        let setup = Setup { level, machine: regard_profile::Machine::default(), profile: None };
-        let args = parse("--no-profile");
+        let args = parse("--no-profile --split never");
         for shape in shapes::standard() {
-            let Some((sizes, problem)) = args.standard(&shape, &setup).unwrap() else { continue };
-            let _ = problem.attention().unwrap();
-            assert_eq!(sizes.shape().unwrap().keys, shape.keys);
-            assert_eq!(problem.causal.is_some(), shape.causal);
-            assert!(problem.no_profile);
+            let Some(case) = args.standard(&shape, Level::best()).unwrap() else { continue };
+            case.check().unwrap();
+            assert_eq!((case.dtype, case.shape.heads), (shape.dtype, shape.heads));
+            assert_eq!(case.problem.causal.is_some(), shape.mask != shapes::Mask::Full);
+            assert!(case.problem.no_profile && case.problem.split == regard::Split::Never);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Results against the definition in f64.
 
-use regard::{Isa, Problem, View, reference};
+use regard::{Dtype, Plan, Problem, Tensor, reference};
 
 /// How far outputs are from the definition.
 #[derive(Clone, Copy, Debug, Default)]
@@ -9,16 +9,14 @@ pub(crate) struct Deviation {
     pub(crate) max_abs_error: f64,
     /// The largest error over the magnitude that the output is made of, the sum of `|w_j| |v_j|`.
     pub(crate) max_relative_error: f64,
+    /// The largest error over what rounding explains.
+    excess: f64,
 }
 
 impl Deviation {
-    /// More than rounding explains, relative to the magnitude of an output. Scores of several hundred, as real models
-    /// have them, leave relative errors of some 1e-5 in an exponential; a wrong tile is off by far more.
-    const MOST: f64 = 1e-4;
-
     /// Whether rounding explains it.
     pub(crate) fn is_rounding(&self) -> bool {
-        self.max_relative_error <= Self::MOST
+        self.excess <= 1.0
     }
 
     /// The larger of each.
@@ -26,33 +24,121 @@ impl Deviation {
         Self {
             max_abs_error: self.max_abs_error.max(other.max_abs_error),
             max_relative_error: self.max_relative_error.max(other.max_relative_error),
+            excess: self.excess.max(other.excess),
         }
     }
 }
 
-/// Compares one row of `out` with the reference, by `[batch, query head, query]`. `v` is the problem's.
-pub(crate) fn row(
-    problem: &Problem<'_>,
-    isa: Isa,
-    v: View<'_, f32>,
-    out: View<'_, f32>,
-    [batch, head, query]: [usize; 3],
-) -> Deviation {
-    let expected = reference::row(problem, isa, [batch, head, query]);
-    let shape = problem.shape();
-    let kv_head = head / (shape.query_heads / shape.kv_heads);
-    let mut deviation = Deviation::default();
-    for (column, expected_out) in expected.out.iter().enumerate() {
-        let found = f64::from(*out.get([batch, head, query, column]));
-        let weighed = expected.weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0);
-        let terms = weighed.map(|(key, weight)| (weight * f64::from(*v.get([batch, kv_head, key, column]))).abs());
-        let magnitude: f64 = terms.sum();
-        let error = match (found - expected_out).abs() {
+/// The error that rounding explains.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Tolerance {
+    /// Over the magnitude that an output is made of.
+    terms: f64,
+    /// Over the output.
+    output: f64,
+    /// Of outputs however small.
+    least: f64,
+    /// The largest number that an output can be.
+    most: f64,
+}
+
+impl Tolerance {
+    /// Of arithmetic in f32. Scores of several hundred, as real models have them, leave relative errors of some 1e-5 in an
+    /// exponential; a wrong tile is off by far more.
+    const ARITHMETIC: f64 = 1e-4;
+
+    /// Of a number that was rounded to the nearest bf16: half of the last of its 8 bits, which is 2^-7 of the first.
+    const BF16: f64 = 1.0 / 256.0;
+
+    /// The same of f16, which has 11 bits.
+    const F16: f64 = 1.0 / 2048.0;
+
+    /// Of outputs of this type. Elements are widened without error, so that their types do not count.
+    ///
+    /// With `rounded_weights`, a kernel that multiplies bf16 rounds each weight to it before it meets V; products and sums
+    /// stay f32. An output is then off by the rounding of every one of its terms at most.
+    pub(crate) fn new(rounded_weights: bool, out: Dtype) -> Self {
+        let terms = Self::ARITHMETIC + if rounded_weights { Self::BF16 } else { 0.0 };
+        // Below the normal numbers of f16 the distance of neighbours is 2^-24; those of bf16 end where those of f32 do.
+        let (output, least, most) = match out {
+            Dtype::F16 => (Self::F16, (-25.0_f64).exp2(), 65504.0),
+            Dtype::Bf16 => (Self::BF16, f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX)),
+            _ => (0.0, 0.0, f64::from(f32::MAX)),
+        };
+        Self { terms, output, least, most }
+    }
+
+    fn allows(&self, magnitude: f64, expected: f64) -> f64 {
+        self.terms * magnitude + self.output * expected.abs() + self.least
+    }
+}
+
+/// What results are compared with.
+pub(crate) struct Reference<'a> {
+    pub(crate) problem: &'a Problem<'a>,
+    pub(crate) plan: &'a Plan,
+    /// The problem's.
+    pub(crate) v: Tensor<'a>,
+    /// Batch entry and row in `v` of a key of a sequence.
+    pub(crate) place: &'a (dyn Fn(usize, usize) -> [usize; 2] + Sync),
+    pub(crate) tolerance: Tolerance,
+}
+
+impl Reference<'_> {
+    /// Compares one row of `out`, by `[sequence, query head, query of the sequence]`.
+    pub(crate) fn row(&self, out: Tensor<'_>, [index, head, query]: [usize; 3]) -> Deviation {
+        let (problem, shape) = (self.problem, self.problem.shape());
+        let sequence = &problem.sequences()[index];
+        let expected = reference::row(problem, self.plan.rounding(sequence), [index, head, query]);
+        let kv_head = head / (shape.query_heads / shape.kv_heads);
+        let mut magnitudes = vec![0.0; shape.value_dim];
+        for (key, weight) in expected.weights.iter().enumerate().filter(|(_, weight)| **weight != 0.0) {
+            let [batch, row] = (self.place)(index, key);
+            for (column, magnitude) in magnitudes.iter_mut().enumerate() {
+                *magnitude += (weight * f64::from(self.v.get([batch, kv_head, row, column]))).abs();
+            }
+        }
+        let columns = expected.out.iter().zip(&magnitudes).enumerate();
+        let deviation = |(column, (expected, magnitude)): (usize, (&f64, &f64))| {
+            let found = out.get([sequence.batch, head, sequence.first_query + query, column]);
+            self.element(f64::from(found), *expected, *magnitude)
+        };
+        columns.map(deviation).fold(Deviation::default(), Deviation::or)
+    }
+
+    fn element(&self, found: f64, expected: f64, magnitude: f64) -> Deviation {
+        let too_large = found.is_infinite() && expected.abs() > self.tolerance.most && found * expected > 0.0;
+        if found == expected || too_large {
+            return Deviation::default();
+        }
+        let error = match (found - expected).abs() {
             error if error.is_nan() => f64::INFINITY,
             error => error,
         };
-        let relative = if error == 0.0 { 0.0 } else { error / magnitude };
-        deviation = deviation.or(Deviation { max_abs_error: error, max_relative_error: relative });
+        let excess = error / self.tolerance.allows(magnitude, expected);
+        Deviation { max_abs_error: error, max_relative_error: error / magnitude, excess }
     }
-    deviation
+}
+
+#[cfg(test)]
+mod tests {
+    use regard::{bf16, f16};
+
+    use super::*;
+
+    #[test]
+    fn roundings_are_within_their_bounds() {
+        let [half, brain] = [Dtype::F16, Dtype::Bf16].map(|out| Tolerance { terms: 0.0, ..Tolerance::new(false, out) });
+        let mut worst = [0.0_f64; 2];
+        for i in 0..4000 {
+            let x = (1.0 + f64::from(i) / 2000.0) * (f64::from(i % 40) - 25.0).exp2();
+            let errors = [f64::from(f16::from_f64(x)) - x, f64::from(bf16::from_f64(x)) - x];
+            for ((worst, tolerance), error) in worst.iter_mut().zip([half, brain]).zip(errors) {
+                *worst = worst.max(error.abs() / tolerance.allows(0.0, x));
+            }
+        }
+        assert!(worst.iter().all(|worst| (0.9..=1.0).contains(worst)), "{worst:?}");
+        assert_eq!(Tolerance::new(false, Dtype::F32).allows(2.0, 5.0), 2e-4);
+        assert!(Tolerance::new(true, Dtype::F32).allows(1.0, 0.0) > 1.0 / 256.0);
+    }
 }

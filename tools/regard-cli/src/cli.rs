@@ -50,6 +50,7 @@ Start with:
   regard info                                            what this machine is
   regard attend in.safetensors out.safetensors --causal bottom-right
   regard bench --queries 2048 --head-dim 128 --causal top-left
+  regard bench --queries 1 --keys 16384 --heads 32 --kv-heads 4 --dtype int8
   regard attend --help                                   every option, with examples
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 bad input, 4 ISA not available, 5 output not written";
@@ -60,6 +61,7 @@ Start with:
   regard info                                            what this machine is
   regard attend in.safetensors out.safetensors --causal bottom-right
   regard bench --queries 2048 --head-dim 128 --causal top-left
+  regard bench --queries 1 --keys 16384 --heads 32 --kv-heads 4 --dtype int8
   regard attend --help                                   every option, with examples
 
 Exit codes:

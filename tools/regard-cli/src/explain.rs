@@ -1,14 +1,17 @@
 //! `regard explain`: the plan for a problem, and why.
 
+use std::collections::HashMap;
+
 use clap::Args;
-use regard::{Plan, Problem, Shape};
+use regard::{Dtype, Plan, Problem, Sequence, Shape};
 use regard_profile::{Class, Entry};
 use serde::Serialize;
 
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::output;
-use crate::problem_args::ProblemArgs;
+use crate::problem_args::{ProblemArgs, dtype};
+use crate::sequences::SequenceArgs;
 use crate::setup;
 use crate::shape_args::{ShapeArgs, Stand};
 
@@ -19,6 +22,11 @@ pub(crate) struct ExplainArgs {
     #[command(flatten)]
     shape: ShapeArgs,
     #[command(flatten)]
+    sequences: SequenceArgs,
+    /// Element type of q, k and v: f32, f16, bf16, or int8 for k and v with scales and q in f32
+    #[arg(long, value_parser = dtype, default_value = "f32", value_name = "NAME", help_heading = "Execution")]
+    dtype: Dtype,
+    #[command(flatten)]
     problem: ProblemArgs,
 }
 
@@ -26,17 +34,26 @@ const AFTER_HELP: &str = "\
 Examples:
   regard explain --queries 512 --head-dim 64 --causal top-left
   regard explain --queries 16 --keys 4096 --heads 32 --kv-heads 8 --causal bottom-right
+  regard explain --queries 1 --keys 16384 --heads 32 --kv-heads 4 --dtype int8 --threads 2
+  regard explain --varlen uniform:1..4096:64@7 --causal bottom-right --dtype bf16 --no-native-half
+  regard explain --varlen 100,3000,77 --queries 1 --paged 16 --split never
   regard explain --weighting hard-right --isa portable --json";
 
 #[derive(Debug, Serialize)]
 struct Explanation<'a> {
+    /// Sequences.
     batch: usize,
     heads: usize,
     kv_heads: usize,
+    /// Of the longest sequence, as `keys`.
     queries: usize,
     keys: usize,
     head_dim: usize,
     value_dim: usize,
+    varlen: Option<String>,
+    paged: Option<usize>,
+    q_dtype: &'static str,
+    kv_dtype: &'static str,
     weighting: String,
     visible_pairs: f64,
     flops: f64,
@@ -46,6 +63,8 @@ struct Explanation<'a> {
     kernel: &'static str,
     key_block: usize,
     query_block: usize,
+    /// Keys of a span of the longest sequence.
+    span: usize,
     tasks: usize,
     threads: usize,
     workspace_bytes: usize,
@@ -56,17 +75,16 @@ struct Explanation<'a> {
 /// Runs the command.
 pub(crate) fn run(args: ExplainArgs, global: &Global) -> Result<(), CliError> {
     let options = args.problem.attention()?;
-    let shape = args.shape.shape()?;
+    args.problem.check_layout(args.sequences.varlen.is_some())?;
+    let sizes = args.shape.sizes(&args.sequences)?;
     let setup = setup::detect(args.problem.no_profile)?;
-    let stand = Stand::new(shape);
-    let [q, k, v] = stand.views()?;
-    let problem = Problem::new(&options, q, k, v)?;
+    let stand = Stand::new(&sizes, args.dtype);
+    let problem = stand.problem(&options)?;
     let plan = Plan::new(&problem, &setup);
     let threads = args.problem.threads.map_or_else(|| setup.machine.cores.usable(), usize::from);
 
-    // All sequences are alike.
-    let pairs = problem.sequences().first().map_or(0, |sequence| sequence.band.pairs(shape.queries, shape.keys));
-    let visible_pairs = pairs as f64 * (shape.batch * shape.query_heads) as f64;
+    let shape = problem.shape();
+    let visible_pairs = visible_pairs(&problem);
     let flops = visible_pairs * 2.0 * (shape.head_dim + shape.value_dim) as f64;
     if !global.json {
         let work = format!("{} over {visible_pairs} visible pairs", describe(flops));
@@ -74,7 +92,7 @@ pub(crate) fn run(args: ExplainArgs, global: &Global) -> Result<(), CliError> {
         let more = format!("work         {work}\nthreads      {threads}: {workspace} bytes of workspace");
         return output::text(format!("{}\n{more}", plan.explain()));
     }
-    let Shape { batch, query_heads, kv_heads, queries, keys, head_dim, value_dim } = shape;
+    let Shape { batch, query_heads, kv_heads, queries, keys, head_dim, value_dim, .. } = shape;
     output::json(&Explanation {
         batch,
         heads: query_heads,
@@ -83,6 +101,10 @@ pub(crate) fn run(args: ExplainArgs, global: &Global) -> Result<(), CliError> {
         keys,
         head_dim,
         value_dim,
+        varlen: args.sequences.varlen.as_ref().map(ToString::to_string),
+        paged: args.sequences.paged,
+        q_dtype: problem.q_dtype().name(),
+        kv_dtype: problem.kv_dtype().name(),
         weighting: args.problem.weighting.name(),
         visible_pairs,
         flops,
@@ -92,12 +114,23 @@ pub(crate) fn run(args: ExplainArgs, global: &Global) -> Result<(), CliError> {
         kernel: plan.kernel(),
         key_block: plan.key_block(),
         query_block: plan.query_block(),
+        span: plan.span_for(queries, keys),
         tasks: plan.tasks(),
         threads,
         workspace_bytes: plan.workspace_bytes(threads),
         why: plan.why().to_string(),
         profile_entry: plan.profile_entry(),
     })
+}
+
+/// Visible pairs of all heads and sequences. Sequences of equal sizes, of which there may be many, are counted once.
+fn visible_pairs(problem: &Problem<'_>) -> f64 {
+    let mut counted = HashMap::new();
+    let pairs = problem.sequences().iter().map(|sequence| {
+        let Sequence { band, queries, keys, .. } = *sequence;
+        *counted.entry((band, queries, keys)).or_insert_with(|| band.pairs(queries, keys) as f64)
+    });
+    pairs.sum::<f64>() * problem.shape().query_heads as f64
 }
 
 /// Operations in a unit that leaves one to three digits before the point.

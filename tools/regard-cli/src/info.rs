@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use regard::{Isa, Level, kernel_set};
+use regard_kernels::table::{kernels, rows_kernels};
 use regard_profile::{CacheSize, Found, Machine, ProfileError, find, search_path};
+use regard_simd::Extension;
 use serde::Serialize;
 
 use crate::cli::Global;
@@ -48,7 +50,12 @@ struct LevelCard {
     /// What it would take.
     missing: Option<String>,
     lanes: usize,
-    kernels: Vec<String>,
+    /// What the machine has beyond the level, as far as kernels use it.
+    extensions: Vec<&'static str>,
+    /// Kernels for many queries.
+    kernels: Vec<&'static str>,
+    /// Kernels for few queries.
+    rows_kernels: Vec<&'static str>,
 }
 
 /// The state of the profile.
@@ -95,7 +102,7 @@ impl Card {
             microarch: machine.microarch(),
             usable_cores: machine.cores.usable(),
             isa,
-            levels: Isa::ALL.into_iter().map(|isa| LevelCard::new(isa, &machine, &kernels.names)).collect(),
+            levels: Isa::ALL.into_iter().map(|isa| LevelCard::new(isa, &machine)).collect(),
             kernels_fingerprint: kernels.fingerprint,
             profile: ProfileCard { state, path, entries, reason, search_path },
             rejected,
@@ -124,7 +131,9 @@ impl Card {
         );
         line("features", &if features.is_empty() { "none that matter".to_owned() } else { features.join(" ") });
         for (i, level) in self.levels.iter().enumerate() {
-            line(if i == 0 { "levels" } else { "" }, &level.to_text(level.isa == self.isa));
+            for (j, text) in level.to_text(level.isa == self.isa).iter().enumerate() {
+                line(if i == 0 && j == 0 { "levels" } else { "" }, text);
+            }
         }
         let ProfileCard { state, path, entries, reason, search_path } = &self.profile;
         let path = path.as_ref().map_or(String::new(), |path| path.display().to_string());
@@ -142,25 +151,33 @@ impl Card {
 }
 
 impl LevelCard {
-    fn new(isa: Isa, machine: &Machine, kernels: &[String]) -> Self {
-        let available = Level::of(isa).is_ok();
-        let prefix = format!("{isa}_");
+    fn new(isa: Isa, machine: &Machine) -> Self {
+        let level = Level::of(isa).ok();
+        let extensions = Extension::ALL.into_iter().filter(|extension| extension.is_available_at(isa));
         Self {
             isa: isa.name(),
-            available,
-            missing: (!available).then(|| missing(isa, machine)),
+            available: level.is_some(),
+            missing: level.is_none().then(|| missing(isa, machine)),
             lanes: isa.lanes(),
-            kernels: kernels.iter().filter(|name| name.starts_with(&prefix)).cloned().collect(),
+            extensions: extensions.map(Extension::name).collect(),
+            kernels: level.map_or_else(Vec::new, |level| kernels(level).iter().map(|kernel| kernel.name).collect()),
+            rows_kernels: level.map_or_else(Vec::new, |level| rows_kernels(level).map(|kernel| kernel.name).collect()),
         }
     }
 
-    fn to_text(&self, used: bool) -> String {
-        let Self { isa, lanes, kernels, missing, .. } = self;
-        let mark = if used { '*' } else { ' ' };
-        match missing {
-            Some(missing) => format!("  {isa:<9} skipped: {missing}"),
-            None => format!("{mark} {isa:<9} {lanes:>2} lanes: {}", kernels.join(" ")),
+    /// A line or several.
+    fn to_text(&self, used: bool) -> Vec<String> {
+        let Self { isa, lanes, extensions, kernels, rows_kernels, missing, .. } = self;
+        if let Some(missing) = missing {
+            return vec![format!("  {isa:<9} skipped: {missing}")];
         }
+        let mark = if used { '*' } else { ' ' };
+        let more: String = extensions.iter().map(|extension| format!(" and {extension}")).collect();
+        vec![
+            format!("{mark} {isa:<9} {lanes:>2} lanes{more}"),
+            format!("{:12}many queries: {}", "", kernels.join(" ")),
+            format!("{:12}few queries:  {}", "", rows_kernels.join(" ")),
+        ]
     }
 }
 

@@ -1,7 +1,7 @@
 //! The tool `regard`: attention on the command line, and how close it comes to the limits of the machine.
 //!
-//! One module for each command, with its arguments and `run`. What commands share: [`problem_args`] and [`shape_args`]
-//! (what to compute), [`setup`] (on what), [`output`] and [`error`].
+//! One module for each command, with its arguments and `run`. What commands share: [`problem_args`], [`shape_args`] and
+//! [`sequences`] (what to compute), [`setup`] (on what), [`output`] and [`error`].
 #![forbid(unsafe_code)]
 
 mod attend;
@@ -14,6 +14,7 @@ mod info;
 mod output;
 mod problem_args;
 mod progress;
+mod sequences;
 mod setup;
 mod shape_args;
 mod tensors;

@@ -3,7 +3,8 @@
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use regard::{Align, Attention, Count, Isa, RowScale, SigmoidBias, Temperature, Weighting};
+use regard::{Align, Attention, Count, Dtype, Isa, RowScale, SigmoidBias, Split, Temperature, Weighting};
+use regard_tuner::inputs::Order;
 
 use crate::error::CliError;
 
@@ -67,9 +68,16 @@ pub(crate) struct ProblemArgs {
     #[arg(long, value_parser = align, allow_negative_numbers = true, value_name = ALIGN, help_heading = "Masks")]
     pub(crate) align: Option<Align>,
 
-    /// The order of dimensions in q, k, v and out: [batch, heads, rows, columns] or [batch, rows, heads, columns]
-    #[arg(long, value_enum, default_value_t, value_name = "NAME", help_heading = "Execution")]
-    pub(crate) layout: Layout,
+    /// The order of dimensions in q, k, v and out: [batch, heads, rows, columns], [batch, rows, heads, columns], or
+    /// [rows, heads, columns] of sequences one after the other [default: bhsd, with --varlen thd]
+    #[arg(long, value_enum, value_name = "NAME", help_heading = "Execution")]
+    pub(crate) layout: Option<Layout>,
+    /// How the keys of a sequence are split into spans that threads share: by its own length, never, or every N keys
+    #[arg(long, value_parser = split, default_value = "auto", value_name = "auto|never|N", help_heading = "Execution")]
+    pub(crate) split: Split,
+    /// Widen bf16 to f32, and use no instructions that multiply it
+    #[arg(long, help_heading = "Execution")]
+    pub(crate) no_native_half: bool,
     /// Compute at this instruction-set level: portable, avx2, avx512 or neon [default: REGARD_ISA, or the best here]
     #[arg(long, value_name = "NAME", help_heading = "Execution")]
     pub(crate) isa: Option<String>,
@@ -134,13 +142,14 @@ pub(crate) enum RowScaleName {
 }
 
 /// The order of dimensions in memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Layout {
     /// [batch, heads, rows, columns], as in PyTorch
-    #[default]
     Bhsd,
     /// [batch, rows, heads, columns], as in FlashAttention
     Bshd,
+    /// [rows, heads, columns], packed sequences, as in FlashAttention
+    Thd,
 }
 
 impl Layout {
@@ -149,14 +158,15 @@ impl Layout {
         match self {
             Self::Bhsd => "bhsd",
             Self::Bshd => "bshd",
+            Self::Thd => "thd",
         }
     }
 
-    /// `[batch, heads, rows, columns]` in this order, or back: it exchanges two dimensions or none.
-    pub(crate) fn arrange(self, [a, b, c, d]: [usize; 4]) -> [usize; 4] {
+    /// The order of dimensions; packed sequences are one batch entry.
+    pub(crate) fn order(self) -> Order {
         match self {
-            Self::Bhsd => [a, b, c, d],
-            Self::Bshd => [a, c, b, d],
+            Self::Bhsd => Order::HeadsFirst,
+            Self::Bshd | Self::Thd => Order::RowsFirst,
         }
     }
 }
@@ -176,6 +186,7 @@ impl ProblemArgs {
     /// Whether the level is available and numbers are in range is for `Problem::new` to say.
     pub(crate) fn attention(&self) -> Result<Attention<'static>, CliError> {
         let mut attention = Attention::new(self.weighting()?).count(self.n);
+        attention = attention.split(self.split).native_half(!self.no_native_half);
         if let Some(isa) = self.isa()? {
             attention = attention.isa(isa);
         }
@@ -222,6 +233,19 @@ impl ProblemArgs {
             attention = attention.align(align);
         }
         Ok(attention)
+    }
+
+    /// The layout that was given, or the usual one of padded or packed sequences.
+    pub(crate) fn layout(&self, packed: bool) -> Layout {
+        self.layout.unwrap_or(if packed { Layout::Thd } else { Layout::Bhsd })
+    }
+
+    /// An error for a layout that padded sequences cannot have, for commands whose sequences are said by options.
+    pub(crate) fn check_layout(&self, packed: bool) -> Result<(), CliError> {
+        if self.layout == Some(Layout::Thd) && !packed {
+            return Err(CliError::Usage("--layout thd is for packed sequences: it goes with --varlen".to_owned()));
+        }
+        Ok(())
     }
 
     /// The level that `--isa` names.
@@ -313,6 +337,25 @@ fn count(text: &str) -> Result<Count, String> {
         "visible" => Ok(Count::Visible),
         n => n.parse().map(Count::Constant).map_err(|_| "expected all, visible or a number".to_owned()),
     }
+}
+
+fn split(text: &str) -> Result<Split, String> {
+    match text {
+        "auto" => Ok(Split::Auto),
+        "never" => Ok(Split::Never),
+        keys => keys.parse().map(Split::Keys).map_err(|_| "expected auto, never or a number of keys".to_owned()),
+    }
+}
+
+/// An element type of k and v.
+pub(crate) fn dtype(text: &str) -> Result<Dtype, String> {
+    Dtype::ALL.into_iter().find(|dtype| dtype.name() == text).ok_or("expected f32, f16, bf16 or int8".to_owned())
+}
+
+/// An element type of outputs.
+pub(crate) fn out_dtype(text: &str) -> Result<Dtype, String> {
+    let dtype = dtype(text).ok().filter(|dtype| *dtype != Dtype::Int8);
+    dtype.ok_or_else(|| "expected f32, f16 or bf16".to_owned())
 }
 
 fn sigmoid_bias(text: &str) -> Result<SigmoidBias, String> {

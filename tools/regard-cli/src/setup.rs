@@ -2,7 +2,9 @@
 
 use rayon::ThreadPool;
 use regard::{Execution, Level, Setup, kernel_set};
+use regard_kernels::table::{kernels, rows_kernels};
 use regard_profile::{Found, Machine};
+use regard_simd::Extension;
 
 use crate::error::CliError;
 
@@ -23,6 +25,13 @@ pub(crate) fn detect(no_profile: bool) -> Result<Setup, CliError> {
         },
     };
     Ok(Setup { level, machine, profile })
+}
+
+/// What a kernel needs beyond its level.
+pub(crate) fn extension(level: Level, kernel: &str) -> Option<Extension> {
+    let lanes = kernels(level).iter().map(|kernel| (kernel.name, kernel.extension));
+    let rows = rows_kernels(level).map(|kernel| (kernel.name, kernel.extension));
+    lanes.chain(rows).find(|(name, _)| *name == kernel).and_then(|(_, extension)| extension)
 }
 
 /// The threads of a command.

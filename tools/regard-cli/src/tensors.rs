@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use regard::{bf16, f16};
+use regard_tuner::inputs::Elements;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use tempfile::NamedTempFile;
@@ -79,10 +81,26 @@ impl<'a> Reader<'a> {
         Ok(Tensor { data, shape })
     }
 
-    /// A tensor of i64.
-    pub(crate) fn i64(&mut self, name: &'static str) -> Result<Tensor<i64>, CliError> {
-        let (bytes, shape) = self.typed(name, &[Dtype::I64])?;
-        let data = bytes.as_chunks().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect();
+    /// A tensor of f32, f16, bf16, or of i8 if `quantised`, which are given no scales yet.
+    pub(crate) fn numbers(&mut self, name: &'static str, quantised: bool) -> Result<(Elements, Vec<usize>), CliError> {
+        let dtypes = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::I8];
+        let (bytes, shape) = self.typed(name, &dtypes[..if quantised { 4 } else { 3 }])?;
+        let elements = match self.dtype(name) {
+            Some(Dtype::F16) => Elements::F16(bytes.as_chunks().0.iter().map(|x| f16::from_le_bytes(*x)).collect()),
+            Some(Dtype::BF16) => Elements::Bf16(bytes.as_chunks().0.iter().map(|x| bf16::from_le_bytes(*x)).collect()),
+            Some(Dtype::I8) => Elements::Int8(bytes.iter().map(|x| *x as i8).collect(), Vec::new()),
+            _ => Elements::F32(bytes.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect()),
+        };
+        Ok((elements, shape))
+    }
+
+    /// A tensor of whole numbers.
+    pub(crate) fn whole(&mut self, name: &'static str) -> Result<Tensor<i64>, CliError> {
+        let (bytes, shape) = self.typed(name, &[Dtype::I64, Dtype::I32])?;
+        let data = match self.dtype(name) {
+            Some(Dtype::I32) => bytes.as_chunks().0.iter().map(|x| i64::from(i32::from_le_bytes(*x))).collect(),
+            _ => bytes.as_chunks().0.iter().map(|x| i64::from_le_bytes(*x)).collect(),
+        };
         Ok(Tensor { data, shape })
     }
 
@@ -101,6 +119,10 @@ impl<'a> Reader<'a> {
     /// An error about a tensor of this file.
     pub(crate) fn error(&self, name: &str, what: &str) -> CliError {
         CliError::Input(format!("{}: tensor {name} {what}", self.path.display()))
+    }
+
+    fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.tensors.tensor(name).ok().map(|tensor| tensor.dtype())
     }
 
     fn typed(&mut self, name: &'static str, dtypes: &[Dtype]) -> Result<(&'a [u8], Vec<usize>), CliError> {
@@ -166,10 +188,10 @@ impl Writer {
         Ok(Self { path: target, temporary })
     }
 
-    /// Writes tensors of f32, and puts the file in its place.
-    pub(crate) fn write(mut self, tensors: &[(&str, Tensor<f32>)]) -> Result<(), CliError> {
+    /// Writes tensors with their names and shapes, and puts the file in its place.
+    pub(crate) fn write(mut self, tensors: &[(&str, Elements, Vec<usize>)]) -> Result<(), CliError> {
         use std::io::Write;
-        let views = tensors.iter().map(|(name, tensor)| (*name, Floats(tensor)));
+        let views = tensors.iter().map(|(name, elements, shape)| (*name, Stored { elements, shape }));
         let bytes = safetensors::serialize(views, None)
             .map_err(|error| CliError::Failed(format!("cannot write {}: {error}", self.path.display())))?;
         let file = self.temporary.as_file_mut();
@@ -189,23 +211,42 @@ fn bare(error: std::io::Error) -> std::io::Error {
     }
 }
 
-/// f32 as a file holds them.
-struct Floats<'a>(&'a Tensor<f32>);
+/// A tensor as a file holds it.
+struct Stored<'a> {
+    elements: &'a Elements,
+    shape: &'a [usize],
+}
 
-impl safetensors::View for Floats<'_> {
+impl safetensors::View for Stored<'_> {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        match self.elements {
+            Elements::F32(_) => Dtype::F32,
+            Elements::F16(_) => Dtype::F16,
+            Elements::Bf16(_) => Dtype::BF16,
+            Elements::Int8(..) => Dtype::I8,
+        }
     }
 
     fn shape(&self) -> &[usize] {
-        &self.0.shape
+        self.shape
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        self.0.data.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into()
+        let bytes: Vec<u8> = match self.elements {
+            Elements::F32(data) => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Elements::F16(data) => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Elements::Bf16(data) => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Elements::Int8(data, _) => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        };
+        bytes.into()
     }
 
     fn data_len(&self) -> usize {
-        size_of_val(&self.0.data[..])
+        match self.elements {
+            Elements::F32(data) => size_of_val(&data[..]),
+            Elements::F16(data) => size_of_val(&data[..]),
+            Elements::Bf16(data) => size_of_val(&data[..]),
+            Elements::Int8(data, _) => data.len(),
+        }
     }
 }

@@ -6,16 +6,18 @@ use std::collections::BTreeMap;
 
 use rayon::ThreadPool;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
-use regard::{Attention, Execution, Isa, Level, Plan, Problem, RowScale, Setup, SigmoidBias, View, ViewMut, Weighting};
+use regard::{
+    Attention, Dtype, Execution, Level, Plan, Problem, RowScale, Setup, SigmoidBias, View, ViewMut, Weighting,
+};
 use regard_profile::{Machine, Measured, Profile};
-use regard_tuner::measure::{Budget, Probes, Work, measure};
+use regard_tuner::measure::{Arithmetic, Budget, Probes, Work, measure};
 use regard_tuner::pin;
 use regard_tuner::search::{Effort, Search};
 use regard_tuner::stats::median;
 use serde::Serialize;
 
 use self::sample::Sample;
-use crate::check::{self, Deviation};
+use crate::check::{Deviation, Reference, Tolerance};
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::info::Card;
@@ -190,13 +192,13 @@ impl Row {
             let problem = Problem::new(&options, sample.q()?, sample.k()?, sample.v()?)?;
             let plan = Plan::new(&problem, setup);
             row.kernel = plan.kernel();
-            let work = Work { flops: problem.flops(), bytes: problem.kv_bytes() };
+            let work = Work { flops: problem.flops(), arithmetic: Arithmetic::F32, bytes: problem.kv_bytes() };
             let mut out = vec![0.0; sample.q.len()];
             let found = pin::pinned(|| time(&plan, &problem, level, work, &mut out)).value?;
             seconds += found.0;
             flops += work.flops;
             fractions.push(found.1);
-            deviation = deviation.or(deviations(&problem, level.isa(), sample.v()?, &out, threads)?);
+            deviation = deviation.or(deviations(&problem, &plan, sample.v()?, &out, threads)?);
             if matches!(options.weighting(), Weighting::Softmax) {
                 let error = sample.error(&out);
                 row.max_abs_error_to_stored.insert(sample.layer.to_string(), error);
@@ -228,7 +230,7 @@ fn time(plan: &Plan, problem: &Problem<'_>, level: Level, work: Work, out: &mut 
 /// Every row against the reference, on all threads.
 fn deviations(
     problem: &Problem<'_>,
-    isa: Isa,
+    plan: &Plan,
     v: View<'_, f32>,
     out: &[f32],
     threads: &ThreadPool,
@@ -239,8 +241,15 @@ fn deviations(
         let (head, query) = (row / shape.queries, row % shape.queries);
         [head / shape.query_heads, head % shape.query_heads, query]
     };
+    let reference = Reference {
+        problem,
+        plan,
+        v: v.into(),
+        place: &|sequence, key| [sequence, key],
+        tolerance: Tolerance::new(false, Dtype::F32),
+    };
     let compare = || {
-        let each = (0..shape.rows()).into_par_iter().map(|row| check::row(problem, isa, v, out, index(row)));
+        let each = (0..shape.rows()).into_par_iter().map(|row| reference.row(out.into(), index(row)));
         each.reduce(Deviation::default, Deviation::or)
     };
     Ok(threads.install(compare))

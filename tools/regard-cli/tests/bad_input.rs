@@ -99,12 +99,14 @@ fn missing_tensors() {
 #[test]
 fn types() {
     let f64s = Raw { dtype: Dtype::F64, shape: Q.to_vec(), bytes: vec![0; Q.iter().product::<usize>() * 8] };
-    refused(&with(&[("q", f64s)]), &[], 3, &["in: tensor q has type F64, but F32 is expected"]);
-    let bf16 = Raw { dtype: Dtype::BF16, shape: V.to_vec(), bytes: vec![0; V.iter().product::<usize>() * 2] };
-    refused(&with(&[("v", bf16)]), &[], 3, &["tensor v has type BF16, but F32 is expected"]);
+    refused(&with(&[("q", f64s)]), &[], 3, &["in: tensor q has type F64, but F32 or F16 or BF16 is expected"]);
+    refused(&with(&[("q", i8s(&Q, &[0; 320]))]), &[], 3, &["q has type I8, but F32 or F16 or BF16 is expected"]);
+    let bf16 = halves(Dtype::BF16, &V, &[0.0; 168]);
+    refused(&with(&[("v", bf16.clone())]), &[], 3, &["v is bf16, but must be f32"]);
+    refused(&with(&[("bias", bf16)]), &[], 3, &["bias has type BF16, but F32 is expected"]);
     refused(&with(&[("keep_mask", zeros(&[KEYS]))]), &[], 3, &["keep_mask has type F32, but BOOL or U8 is expected"]);
     let lengths = [("kv_lengths", zeros(&[BATCH]))];
-    refused(&with(&lengths), &[], 3, &["kv_lengths has type F32, but I64 is expected"]);
+    refused(&with(&lengths), &[], 3, &["kv_lengths has type F32, but I64 or I32 is expected"]);
     for name in ["bias", "sinks", "alibi_slopes", "temperature"] {
         let wrong = with(&[(name, i64s(&[1], &[1]))]);
         refused(&wrong, &[], 3, &[name, "has type I64, but F32 is expected"]);
@@ -196,7 +198,13 @@ fn options() {
     refused("--window 3", 2, &["'3'", "LEFT,RIGHT"]);
     refused("--window=-1,2", 2, &["'-1,2'", "LEFT,RIGHT"]);
     refused("--window 3,1", 3, &["a window needs an alignment", "5 queries and 7 keys"]);
-    refused("--layout sbhd", 2, &["'sbhd'", "bhsd, bshd"]);
+    refused("--layout sbhd", 2, &["'sbhd'", "bhsd, bshd, thd"]);
+    refused("--dtype f64", 2, &["'f64'", "f32, f16, bf16 or int8"]);
+    refused("--out-dtype int8", 2, &["'int8'", "f32, f16 or bf16"]);
+    refused("--out-dtype bf16", 3, &["out is bf16, but must be f32"]);
+    refused("--split sometimes", 2, &["'sometimes'", "auto, never or a number of keys"]);
+    refused("--varlen uniform:9", 2, &["'uniform:9'", "uniform:LOW..HIGH:COUNT[@SEED]"]);
+    refused("--paged none", 2, &["'none'", "the rows of a page"]);
     refused("--layout bshd", 3, &["5 query heads are not a multiple of 7 kv heads"]);
     refused("--threads 0", 2, &["'0'", "--threads"]);
     refused("--threads many", 2, &["'many'", "--threads"]);

@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use serde_json::Value;
 
-const SMALL: &str = "bench --heads 2 --seconds 0";
+const SMALL: &str = "bench --json --heads 2 --seconds 0";
 
 fn lines(line: &str) -> Vec<Value> {
     let text = Place::new().succeed(&line.split_whitespace().collect::<Vec<_>>());
@@ -27,6 +27,8 @@ fn every_key_is_there() {
         "kv_gbytes_per_s",
         "read_gbytes_per_s",
         "fraction_of_bandwidth",
+        "fraction_of_roof",
+        "kv_bytes",
         "max_abs_error",
         "key_block",
         "query_block",
@@ -44,6 +46,121 @@ fn every_key_is_there() {
     let near = |key: &str, amount: f64| (line[key].as_f64().unwrap() * seconds * 1e9 / amount - 1.0).abs() < 1e-9;
     assert!(near("gflops", 2.0 * 20.0 * 30.0 * 2.0 * 14.0));
     assert!(near("kv_gbytes_per_s", 30.0 * 14.0 * 4.0));
+    assert_eq!(line["kv_bytes"], 30.0 * 14.0 * 4.0);
+    assert_eq!([&line["warm"], &line["dot_peak_gflops"]], [&Value::Bool(false), &Value::Null]);
+    assert!(line["copies"].as_u64().unwrap() > 1);
+    assert!(line["read_way"].as_str().unwrap().contains('-'));
+    assert_eq!(line["kernels"], serde_json::json!([line["kernel"]]));
+    // The nearer ceiling allows less than the other, in every round.
+    let fraction = |key: &str| line[key].as_f64().unwrap();
+    let of = fraction("fraction_of_peak").max(fraction("fraction_of_bandwidth"));
+    assert!(fraction("fraction_of_roof") >= 0.999 * of);
+}
+
+#[test]
+fn every_element_type() {
+    let found = lines(&format!("{SMALL} --queries 3,20 --keys 40 --head-dim 16 --dtype f32,f16,bf16,int8"));
+    let types: Vec<&str> = found.iter().map(|line| line["dtype"].as_str().unwrap()).collect();
+    assert_eq!(types, ["f32", "f32", "f16", "f16", "bf16", "bf16", "int8", "int8"]);
+    let bytes = |index: usize| found[index]["kv_bytes"].as_f64().unwrap();
+    let elements = 2.0 * 40.0 * 32.0;
+    assert_eq!(
+        [bytes(0), bytes(2), bytes(4), bytes(6)],
+        [4.0, 2.0, 2.0, 1.0].map(|size| size * elements + if size == 1.0 { 2.0 * 40.0 * 8.0 } else { 0.0 })
+    );
+    assert_eq!([&found[7]["q_dtype"], &found[7]["out_dtype"]], ["f32", "f32"]);
+    for line in &found {
+        // Few queries, or many: 16 is the most that the rows kernel takes.
+        let few = line["queries"] == 3;
+        assert_eq!(line["kernel"].as_str().unwrap().contains("_rows_"), few, "{line}");
+    }
+}
+
+#[test]
+fn bf16_is_measured_against_the_arithmetic_that_it_uses() {
+    let native = regard_simd::Extension::Bf16.is_available_at(regard::Level::from_env().unwrap().isa());
+    let case = format!("{SMALL} --queries 2,30 --keys 40 --head-dim 16 --dtype bf16 --out-dtype bf16");
+    for line in lines(&case) {
+        let multiplies = native && line["kernel"].as_str().unwrap().contains("bf16");
+        assert_eq!(line["dot_peak_gflops"].as_f64().is_some(), multiplies, "{line}");
+        assert_eq!(line["out_dtype"], "bf16");
+        let peak = if multiplies { &line["dot_peak_gflops"] } else { &line["peak_gflops"] };
+        // Medians of ratios, and ratios of medians: of one order of magnitude.
+        let ratio = line["gflops"].as_f64().unwrap() / peak.as_f64().unwrap();
+        assert!((0.5..2.0).contains(&(line["fraction_of_peak"].as_f64().unwrap() / ratio)), "{line}");
+    }
+    for line in lines(&format!("{case} --no-native-half")) {
+        assert_eq!([&line["dot_peak_gflops"], &line["no_native_half"]], [&Value::Null, &Value::Bool(true)]);
+    }
+    for line in lines(&format!("{SMALL} --queries 2,30 --dtype f16 --out-dtype f16 --head-dim 8")) {
+        assert_eq!([&line["dtype"], &line["out_dtype"]], ["f16", "f16"]);
+    }
+}
+
+#[test]
+fn sequences_of_different_lengths() {
+    let prompts = &lines(&format!("{SMALL} --varlen 20,0,3,41 --head-dim 8 --causal bottom-right"))[0];
+    assert_eq!([&prompts["batch"], &prompts["queries"], &prompts["total_keys"]], [4, 41, 64]);
+    assert_eq!([&prompts["varlen"], &prompts["layout"]], ["20,0,3,41", "thd"]);
+    assert_eq!(prompts["kernels"].as_array().unwrap().len(), 2);
+    let decode = &lines(&format!("{SMALL} --varlen uniform:1..50:9@3 --queries 1 --head-dim 8"))[0];
+    assert_eq!([&decode["batch"], &decode["queries"], &decode["total_queries"]], [9, 1, 9]);
+    let keys = decode["total_keys"].as_f64().unwrap();
+    assert_eq!(decode["kv_bytes"], keys * 2.0 * 16.0 * 4.0);
+    for more in ["--paged 16", "--layout bshd", "--dtype int8 --paged 7", "--paged 4 --layout bhsd --kv-heads 1"] {
+        let paged = &lines(&format!("{SMALL} --varlen uniform:1..50:9@3 --queries 2 --head-dim 8 {more}"))[0];
+        assert_eq!(paged["total_keys"], decode["total_keys"], "{more}");
+    }
+    let padded = &lines(&format!("{SMALL} --batch 3 --queries 1 --keys 30 --paged 8 --head-dim 8"))[0];
+    assert_eq!([&padded["paged"], &padded["batch"], &padded["total_keys"]], [8, 3, 90]);
+}
+
+#[test]
+fn one_head_is_shared_by_threads() {
+    if regard_profile::Machine::detect().cores.allowed < 2 {
+        return;
+    }
+    let decode = "--queries 1 --keys 9000 --kv-heads 1 --head-dim 64 --causal bottom-right";
+    let line = &lines(&format!("{SMALL} --threads 2 {decode} --split 1000"))[0];
+    assert_eq!([&line["threads"], &line["split"]], [2, 1000]);
+    assert!(line["tasks"].as_u64().unwrap() >= 9 && line["span"].as_u64().unwrap() >= 1000);
+    assert!(line["peak_gflops"].as_f64().unwrap() > 0.0);
+    let line = &lines(&format!("{SMALL} --threads 2 {decode} --split never"))[0];
+    assert_eq!([&line["tasks"], &line["span"]], [1, 9000]);
+    let line = &lines(&format!("{SMALL} --threads 2 --varlen 700,1200 --head-dim 16 --causal top-left"))[0];
+    assert_eq!(line["threads"], 2);
+}
+
+#[test]
+fn copies_and_ways_of_reading() {
+    let warm = &lines(&format!("{SMALL} --queries 1 --keys 64 --warm --read-way 2-far-2048"))[0];
+    assert_eq!(
+        [&warm["copies"], &warm["warm"], &warm["read_way"]],
+        [&Value::from(1), &true.into(), &"2-far-2048".into()]
+    );
+    // Of 64 KiB there are as many copies as exceed 256 MiB.
+    let cold = &lines(&format!("{SMALL} --heads 1 --queries 1 --keys 64 --read-way 1-none"))[0];
+    let total = cold["copies"].as_f64().unwrap() * cold["kv_bytes"].as_f64().unwrap();
+    assert!(total >= (1 << 28) as f64, "{total}");
+}
+
+#[test]
+fn people_get_a_table() {
+    let line = "bench --heads 4 --kv-heads 2 --seconds 0 --queries 1 --keys 50 --head-dim 8 --dtype f32,int8 --causal bottom-right";
+    let text = Place::new().succeed(&line.split(' ').collect::<Vec<_>>());
+    let rows: Vec<&str> = text.lines().collect();
+    assert_eq!(rows.len(), 3, "{text}");
+    for name in
+        ["weighting", "dtype", "shape", "kernel", "GFLOP/s", "of peak", "GB/s", "of bandwidth", "of roof", "error"]
+    {
+        assert!(rows[0].contains(name), "{name}");
+    }
+    for part in ["softmax", "int8", "4:2 heads, 1 x 50, d 8, causal", "_rows_int8"] {
+        assert!(rows[2].contains(part), "{part}");
+    }
+    let error = rows[1].split_whitespace().last().unwrap();
+    assert!(error.parse::<f64>().unwrap() < 1e-5, "{error}");
+    assert_eq!(rows[0].len(), rows[1].len());
 }
 
 #[test]
@@ -82,7 +199,7 @@ fn every_weighting_is_measured_and_right() {
 #[test]
 fn without_work_nothing_is_fast() {
     for sizes in ["--queries 0 --keys 5", "--heads 0", "--keys 0 --queries 3", "--head-dim 0 --queries 3"] {
-        let line = &lines(&format!("bench --seconds 0 {sizes}"))[0];
+        let line = &lines(&format!("bench --json --seconds 0 {sizes}"))[0];
         assert_eq!(line["gflops"], 0.0, "{sizes}");
         assert_eq!(line["max_abs_error"], 0.0, "{sizes}");
     }
@@ -91,7 +208,20 @@ fn without_work_nothing_is_fast() {
 #[test]
 fn bad_options_are_one_line() {
     let place = Place::new();
-    assert!(place.fail(&["bench", "--dtype", "bf16"], 2).contains("only f32"));
+    assert!(place.fail(&["bench", "--dtype", "f64"], 2).contains("f32, f16, bf16 or int8"));
+    assert!(place.fail(&["bench", "--out-dtype", "int8"], 2).contains("f32, f16 or bf16"));
+    assert!(
+        place.fail(&["bench", "--dtype", "f16", "--out-dtype", "bf16", "--queries", "4"], 3).contains("out is bf16")
+    );
+    assert!(place.fail(&["bench", "--varlen", "3,x"], 2).contains("uniform:LOW..HIGH:COUNT[@SEED]"));
+    assert!(place.fail(&["bench", "--varlen", "3,4", "--keys", "5"], 2).contains("--varlen"));
+    assert!(place.fail(&["bench", "--varlen", "3,4", "--batch", "5"], 2).contains("--varlen"));
+    assert!(place.fail(&["bench", "--varlen", "999999999"], 3).contains("--varlen is 999999999"));
+    assert!(place.fail(&["bench", "--layout", "thd", "--keys", "5"], 2).contains("goes with --varlen"));
+    assert!(place.fail(&["bench", "--paged", "0"], 2).contains("--paged"));
+    assert!(place.fail(&["bench", "--split", "some"], 2).contains("auto, never or a number"));
+    assert!(place.fail(&["bench", "--split", "0", "--keys", "5"], 3).contains("span is 0"));
+    assert!(place.fail(&["bench", "--read-way", "3-near"], 2).contains("STREAMS-near-BYTES"));
     assert!(place.fail(&["bench", "--seconds", "-1"], 2).contains("--seconds"));
     assert!(place.fail(&["bench", "--keys", "5,x"], 2).contains("--keys"));
     assert!(place.fail(&["bench", "--head-dim", "8,70000"], 3).contains("at most 65536"));
@@ -102,6 +232,6 @@ fn bad_options_are_one_line() {
             .contains("different alignments")
     );
     assert!(place.fail(&["bench", "--queries", "9", "--threads", "1000"], 3).contains("--threads is 1000"));
-    let huge = "bench --batch 1000000 --heads 1000 --queries 100000 --head-dim 60000";
+    let huge = "bench --batch 100000 --heads 1000 --queries 100000 --head-dim 60000";
     assert!(place.fail(&huge.split(' ').collect::<Vec<_>>(), 1).contains("not enough memory"));
 }

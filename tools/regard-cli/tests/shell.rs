@@ -36,6 +36,15 @@ fn help_teaches() {
         "--align",
         "--layout",
         "--isa",
+        "--split",
+        "--no-native-half",
+        "--dtype",
+        "--out-dtype",
+        "--varlen",
+        "--paged",
+        "k_scale",
+        "q_offsets",
+        "page_table",
         "--threads",
         "--lse",
         "--json",
@@ -45,7 +54,11 @@ fn help_teaches() {
     ] {
         assert!(attend.contains(part), "{part}");
     }
-    for command in ["info", "attend", "explain"] {
+    let bench = place.succeed(&["bench", "--help"]);
+    for part in ["--kv-heads", "--varlen", "uniform:", "--paged", "--dtype", "--warm", "--read-way", "--split"] {
+        assert!(bench.contains(part), "{part}");
+    }
+    for command in ["info", "attend", "bench", "explain"] {
         for args in [[command, "--help"], [command, "-h"], ["help", command]] {
             assert!(place.succeed(&args).contains("Examples:"), "{args:?}");
         }
@@ -82,10 +95,15 @@ fn the_machine_card() {
     for level in levels {
         let available = level["available"].as_bool().unwrap();
         assert_eq!(available, level["missing"].is_null(), "{level}");
-        assert!(!available || !level["kernels"].as_array().unwrap().is_empty(), "{level}");
+        for kernels in ["kernels", "rows_kernels"] {
+            assert_eq!(available, !level[kernels].as_array().unwrap().is_empty(), "{level}");
+        }
+        let isa: regard::Isa = level["isa"].as_str().unwrap().parse().unwrap();
+        let has_bf16 = regard_simd::Extension::Bf16.is_available_at(isa);
+        assert_eq!(level["extensions"], if has_bf16 { serde_json::json!(["bf16"]) } else { serde_json::json!([]) });
     }
     let text = Place::new().succeed(&["info"]);
-    for part in ["machine", "caches", "L1d", "cores", "levels", "portable", "neon", "profile"] {
+    for part in ["machine", "caches", "L1d", "cores", "levels", "portable_rows_int8", "neon", "profile"] {
         assert!(text.contains(part), "{part} in {text}");
     }
 }
@@ -123,6 +141,29 @@ fn explanations() {
 }
 
 #[test]
+fn explanations_of_types_and_sequences() {
+    let decode = "explain --json --queries 1 --keys 9000 --heads 8 --kv-heads 2 --dtype int8 --split 3000";
+    let plan = json(&decode.split(' ').collect::<Vec<_>>());
+    assert_eq!([&plan["q_dtype"], &plan["kv_dtype"]], ["f32", "int8"]);
+    assert!(plan["kernel"].as_str().unwrap().ends_with("_rows_int8"), "{plan}");
+    assert_eq!(plan["kv_bytes"], 2.0 * 9000.0 * (256.0 + 8.0));
+    assert!(plan["tasks"].as_u64().unwrap() >= 2 && plan["span"].as_u64().unwrap() >= 3000);
+
+    let prompts = "explain --json --varlen 20,0,300 --causal bottom-right --dtype bf16 --no-native-half";
+    let plan = json(&prompts.split(' ').collect::<Vec<_>>());
+    assert_eq!([&plan["batch"], &plan["queries"], &plan["keys"]], [3, 300, 300]);
+    assert_eq!(plan["varlen"], "20,0,300");
+    assert_eq!(plan["visible_pairs"], 8.0 * (20.0 * 21.0 + 300.0 * 301.0) / 2.0);
+    assert!(plan["kernel"].as_str().unwrap().contains("lanes_f32"));
+
+    let paged = "explain --varlen uniform:1..4096:64@7 --queries 1 --paged 16 --split never";
+    let text = Place::new().succeed(&paged.split(' ').collect::<Vec<_>>());
+    for part in ["batch 64", "64 packed rows", "paged keys", "never split", "_rows_f32"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[test]
 fn sizes_cost_nothing_and_have_limits() {
     let place = Place::new();
     let huge = "explain --batch 4 --heads 64 --queries 2000000 --keys 2000000 --causal top-left";
@@ -136,6 +177,9 @@ fn sizes_cost_nothing_and_have_limits() {
     assert!(line.contains("too large together"), "{line}");
     assert!(place.fail(&["explain", "--kv-heads", "3"], 3).contains("not a multiple of 3"));
     assert!(place.fail(&["explain", "--keys", "99999999999999999999"], 2).contains("--keys"));
+    assert!(
+        place.fail(&["explain", "--keys", "268435456", "--paged", "1"], 3).contains("--paged 1 takes 268435456 pages")
+    );
     assert!(place.fail(&["explain", "--keys", "7", "--window", "1,1"], 3).contains("needs an alignment"));
 }
 

@@ -2,12 +2,15 @@
 
 use regard_simd::{Op, Simd};
 
-/// The sum of `weights[key][lane] * v[key][c]` over `keys` keys, added to `out[c][lane]` times `alpha`; or written to `out`.
+use super::pairs::multiply_add;
+
+/// The sum of `weights[key][lane] * v[key][c]` over `keys` keys, added to `out[c][lane]` times `alpha`; or written to
+/// `out`. With `PAIRS`, elements of `weights` and `v` are pairs of bf16, and `keys` counts pairs of keys.
 ///
 /// One sum is one chain of multiply-adds over the keys in ascending order, whatever the tile. `C` columns of
 /// V share each load of a weight vector; the sums stay in registers over the whole key range, and the rescaling of the
 /// online softmax rides on the one addition to `out`.
-pub(crate) struct Accumulate<const G: usize, const C: usize> {
+pub(crate) struct Accumulate<const G: usize, const C: usize, const PAIRS: bool> {
     /// Weights `[key][lanes]`.
     pub(crate) weights: *const f32,
     /// Row-major values.
@@ -28,7 +31,7 @@ pub(crate) struct Accumulate<const G: usize, const C: usize> {
     pub(crate) d_v: usize,
 }
 
-impl<const G: usize, const C: usize> Op for Accumulate<G, C> {
+impl<const G: usize, const C: usize, const PAIRS: bool> Op for Accumulate<G, C, PAIRS> {
     type Output = ();
 
     #[inline(always)]
@@ -57,7 +60,7 @@ impl<const G: usize, const C: usize> Op for Accumulate<G, C> {
     }
 }
 
-impl<const G: usize, const C: usize> Accumulate<G, C> {
+impl<const G: usize, const C: usize, const PAIRS: bool> Accumulate<G, C, PAIRS> {
     /// `T` columns from `column` on.
     #[inline(always)]
     fn tile<S: Simd, const T: usize>(&self, s: S, column: usize) {
@@ -76,7 +79,7 @@ impl<const G: usize, const C: usize> Accumulate<G, C> {
                 for c in 0..T {
                     let element = s.splat(*v.add(c));
                     for g in 0..G {
-                        acc[c][g] = s.mul_add(weight[g], element, acc[c][g]);
+                        acc[c][g] = multiply_add::<S, PAIRS>(s, weight[g], element, acc[c][g]);
                     }
                 }
                 v = v.wrapping_add(self.v_stride);
@@ -90,7 +93,7 @@ impl<const G: usize, const C: usize> Accumulate<G, C> {
                 for c in 0..T {
                     let element = s.splat(*v.add(c));
                     for g in G - 1..G {
-                        acc[c][g] = s.mul_add(weight[g], element, acc[c][g]);
+                        acc[c][g] = multiply_add::<S, PAIRS>(s, weight[g], element, acc[c][g]);
                     }
                 }
                 v = v.wrapping_add(self.v_stride);

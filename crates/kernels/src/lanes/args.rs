@@ -1,36 +1,42 @@
 //! What one call of a lanes kernel works on.
 
+use std::ops::Range;
+
 use crate::mask::{Band, Matrix};
-use crate::weighting::Functions;
+use crate::rules::{RowFactors, RowRules, Weigh, count_visible, gain};
+use crate::source::{PartialRows, Source, Target};
+use crate::tensor::Dtype;
 
 /// One query block of one head. Raw pointers, because rows of several heads may interleave in memory and outputs of
 /// concurrent calls lie side by side; made by [`crate::launch`] only, which proves the bounds.
 ///
 /// Strides are in elements; rows themselves are contiguous.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Head<'a> {
-    /// Query row `first_row` of the sequence, `d` elements.
-    pub(crate) q: *const f32,
+    /// Query row `first_row` of the sequence, `d` elements of `q_dtype`.
+    pub(crate) q: *const u8,
+    pub(crate) q_dtype: Dtype,
     pub(crate) q_stride: usize,
     /// Index of the first query row in its sequence: masks and ALiBi count from the sequence's start.
     pub(crate) first_row: usize,
     /// Query rows of this call, at most the query block.
     pub(crate) rows: usize,
-    /// Key 0 of the sequence, `d` elements.
-    pub(crate) k: *const f32,
-    pub(crate) k_stride: usize,
-    /// Value 0 of the sequence, `d_v` elements.
-    pub(crate) v: *const f32,
-    pub(crate) v_stride: usize,
+    /// Keys of the sequence, `d` elements.
+    pub(crate) k: Source<'a>,
+    /// Values of the sequence, `d_v` elements.
+    pub(crate) v: Source<'a>,
     /// Valid keys of the sequence.
     pub(crate) keys: usize,
+    /// The keys of this call; it starts at a key block.
+    pub(crate) span: Range<usize>,
     pub(crate) d: usize,
     pub(crate) d_v: usize,
     /// Output row of query row `first_row`, `d_v` elements, written.
-    pub(crate) out: *mut f32,
-    pub(crate) out_stride: usize,
+    pub(crate) out: Target,
     /// Log-sum-exp of query row `first_row`, one element per row, contiguous, written; null for none.
     pub(crate) lse: *mut f32,
+    /// Where state and sums of the span go instead, from query row `first_row` on.
+    pub(crate) partial: Option<PartialRows>,
     pub(crate) band: Band,
     /// Non-zero where the pair is visible; element (0, 0) is row 0 of the sequence.
     pub(crate) keep: Option<Matrix<u8>>,
@@ -41,11 +47,12 @@ pub(crate) struct Head<'a> {
     /// `c` of `c * tanh(s / c)`.
     pub(crate) softcap: Option<f32>,
     pub(crate) sink: Option<f32>,
-    pub(crate) rules: RowRules<'a>,
+    pub(crate) temperature: Temperature<'a>,
+    pub(crate) rules: RowRules,
     pub(crate) weighting: Weigh<'a>,
     /// Keys of a block: the one tile parameter that decides the order of summation.
     pub(crate) key_block: usize,
-    /// Whether to copy K and V of each block to contiguous scratch first.
+    /// Whether to copy K and V of each block to contiguous scratch first, where they could be read in place.
     pub(crate) copy: bool,
 }
 
@@ -56,60 +63,7 @@ pub(crate) struct Alibi {
     pub(crate) offset: i64,
 }
 
-/// A weighting and its functions at the kernel's level.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Weigh<'a> {
-    pub(crate) functions: &'static Functions,
-    /// The weighting itself, of the type that `functions` was made for.
-    pub(crate) data: *const (),
-    pub(crate) _data: std::marker::PhantomData<&'a ()>,
-}
-
-/// The number that length-dependent factors of a row are made of.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Count {
-    /// All valid keys of the sequence.
-    AllKeys,
-    /// The keys that the row sees.
-    Visible,
-    /// A constant, such as the length in training.
-    Constant(f32),
-}
-
-/// What the temperature is multiplied with, row by row: `softmax(s / (temperature * schedule))`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Schedule {
-    /// 1
-    Constant,
-    /// `1 / (a ln n)`: SSMax (scores times `a ln n`), and the temperature that makes soft attention hard.
-    LogN {
-        /// The factor `a`.
-        factor: f32,
-    },
-}
-
-/// The bias of sigmoid.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Shift {
-    /// A constant; 0 for every other weighting.
-    Constant(f32),
-    /// `-ln n`
-    NegLogN,
-}
-
-/// How the factors of a row come about.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RowRules<'a> {
-    /// One temperature for each row of the sequence, or one for all.
-    pub(crate) temperature: Temperature<'a>,
-    pub(crate) schedule: Schedule,
-    pub(crate) count: Count,
-    pub(crate) shift: Shift,
-    /// Output factor: `coefficient / n^exponent`.
-    pub(crate) coefficient: f32,
-    pub(crate) exponent: f32,
-}
-
+/// Temperatures of a head.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Temperature<'a> {
     One(f32),
@@ -117,71 +71,35 @@ pub(crate) enum Temperature<'a> {
     Rows(&'a [f32]),
 }
 
-impl RowRules<'_> {
-    /// Whether some factor depends on `n`.
-    fn depends_on_count(&self) -> bool {
-        self.schedule != Schedule::Constant || self.shift == Shift::NegLogN || self.exponent != 0.0
+impl Head<'_> {
+    /// Whether the head has score modifications beyond its scale. A scale of zero counts as one: it makes all scores
+    /// tie, which no factor that is applied after the comparison can do.
+    pub(crate) fn has_terms(&self) -> bool {
+        self.softcap.is_some() || self.alibi.is_some() || self.bias.is_some() || self.scale == 0.0
     }
 
     /// Whether rows differ in their factors.
-    pub(crate) fn vary(&self) -> bool {
-        matches!(self.temperature, Temperature::Rows(_)) || (self.count == Count::Visible && self.depends_on_count())
+    pub(crate) fn rows_vary(&self) -> bool {
+        matches!(self.temperature, Temperature::Rows(_)) || self.rules.vary()
     }
-}
 
-/// The factors of one row.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RowFactors {
-    /// 1 / temperature, schedule included.
-    pub(crate) inverse_temperature: f32,
-    pub(crate) shift: f32,
-    pub(crate) out: f32,
-}
-
-impl Head<'_> {
-    /// The factors of `row` (of the sequence), in f64 inside as they are few.
-    ///
-    /// A row that sees no key counts as one that sees one: its result is zero whatever the factor, and ln 0 would make
-    /// it NaN.
+    /// The factors of `row` (of the sequence).
     ///
     /// # Safety
     /// `row` is a row of this call.
     pub(crate) unsafe fn factors(&self, row: usize) -> RowFactors {
-        let rules = &self.rules;
-        let n = match rules.count {
-            Count::AllKeys => self.keys as f64,
-            Count::Constant(n) => f64::from(n),
-            // SAFETY: the caller's contract.
-            Count::Visible if rules.depends_on_count() => unsafe { self.count_visible(row) as f64 },
-            Count::Visible => 1.0,
-        };
-        let n = n.max(1.0);
-        let temperature = f64::from(match rules.temperature {
+        let temperature = match self.temperature {
             Temperature::One(temperature) => temperature,
             Temperature::Rows(rows) => rows[row],
-        });
-        let schedule = match rules.schedule {
-            Schedule::Constant => 1.0,
-            Schedule::LogN { factor } => f64::from(factor) * n.ln(),
         };
-        RowFactors {
-            inverse_temperature: (schedule / temperature) as f32,
-            shift: match rules.shift {
-                Shift::Constant(shift) => shift,
-                Shift::NegLogN => -n.ln() as f32,
-            },
-            out: (f64::from(rules.coefficient) * n.powf(-f64::from(rules.exponent))) as f32,
-        }
+        // SAFETY: the mask covers every row of the call and every key.
+        let visible = || unsafe { count_visible(self.band, self.keep.as_ref(), row, self.keys) };
+        self.rules.factors(temperature, self.keys, visible)
     }
 
-    /// # Safety
-    /// `row` is a row of this call.
-    unsafe fn count_visible(&self, row: usize) -> usize {
-        let seen = self.band.visible(row, self.keys);
-        match &self.keep {
-            None => seen.len(),
-            // SAFETY: the mask covers every row of the call and every key.
-            Some(keep) => seen.filter(|key| unsafe { keep.get(row, *key) } != 0).count(),
-        }
+    /// See [`crate::weighting::Block::gain`].
+    pub(crate) fn gain(&self, factors: &RowFactors) -> f32 {
+        let scale = if self.has_terms() { 1.0 } else { self.scale };
+        gain(self.weighting.functions.ordered, scale, factors.inverse_temperature)
     }
 }

@@ -4,17 +4,20 @@ use regard_simd::Simd;
 
 use super::accumulate::Accumulate;
 use super::careful::AccumulateSeen;
-use super::modify::{Modify, Visibility, has_terms};
-use super::scores::{Scores, Streams};
+use super::load::KeyBlock;
+use super::modify::{Modify, Visibility};
+use super::pairs::PairWeights;
+use super::scores::Scores;
 use super::segments::{Segment, Segments};
-use super::{KeyBlock, Lanes, MASKED, Subtile, WRITTEN};
+use super::streams::Streams;
+use super::{Lanes, MASKED, Subtile, WRITTEN};
 use crate::weighting::{Block, Step};
 
-impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
+impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'_, G, R, R1, PAIRS> {
     /// One key block against one sub-tile. `careful` keeps values away from lanes that do not see their key; otherwise
     /// they are multiplied by a weight of zero, which is the same unless they are NaN or Inf.
     #[inline(always)]
-    pub(super) fn block<S: Simd>(&self, s: S, tile: Subtile, keys: KeyBlock, careful: bool, streams: Streams) {
+    pub(super) fn block<S: Simd>(&self, s: S, tile: Subtile, keys: KeyBlock, careful: bool, streams: Streams<'_>) {
         let head = self.head;
         let functions = head.weighting.functions;
         let lanes = G * S::LANES;
@@ -44,14 +47,17 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         let fresh = unsafe { *tile.touched & WRITTEN == 0 };
         // SAFETY: as above.
         unsafe { *tile.touched |= WRITTEN };
+        if PAIRS {
+            self.pair_weights(s, tile, &segments);
+        }
         if careful {
-            s.vectorize(AccumulateSeen {
+            s.vectorize(AccumulateSeen::<PAIRS> {
                 segments: segments.as_slice(),
                 vectors: Self::vectors::<S>(tile),
                 visible,
                 weights: scores,
-                v: keys.v,
-                v_stride: keys.v_stride,
+                v: keys.v.data,
+                v_stride: keys.v.stride,
                 out: tile.outputs,
                 alpha,
                 fresh,
@@ -63,8 +69,8 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         }
     }
 
-    /// One past the last key of a block that any vector of lanes but the last one needs: under a causal mask, the last rows
-    /// see more. To be computed alone they ride in the same register tiles, whose sums go on.
+    /// One past the last key of a block that any vector of lanes but the last one needs: under a causal mask, the last
+    /// rows see more. To be computed alone they ride in the same register tiles, whose sums go on.
     #[inline(always)]
     fn full<S: Simd>(&self, tile: Subtile, keys: KeyBlock) -> usize {
         let before = (G - 1) * S::LANES;
@@ -78,7 +84,13 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
 
     /// Final scores of one key block against one sub-tile, with their maximum; none if no row sees any of it.
     #[inline(always)]
-    pub(super) fn scores<S: Simd>(&self, s: S, tile: Subtile, keys: KeyBlock, streams: Streams) -> Option<Segments> {
+    pub(super) fn scores<S: Simd>(
+        &self,
+        s: S,
+        tile: Subtile,
+        keys: KeyBlock,
+        streams: Streams<'_>,
+    ) -> Option<Segments> {
         let head = self.head;
         let lanes = G * S::LANES;
         let ordered = head.weighting.functions.ordered;
@@ -103,7 +115,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         if segments.as_slice().is_empty() {
             return None;
         }
-        let terms = has_terms(head);
+        let terms = head.has_terms();
         if ordered {
             for g in 0..G {
                 // SAFETY: `max` has `lanes` elements.
@@ -158,7 +170,7 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         keys: KeyBlock,
         segment: Segment,
         take_max: bool,
-        streams: Streams,
+        streams: Streams<'_>,
     ) {
         let lanes = G * S::LANES;
         let full = self.full::<S>(tile, keys);
@@ -169,16 +181,16 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
                 // SAFETY: segments lie within the block.
                 unsafe {
                     let (scores, max, _, _) = self.block_arrays();
-                    s.vectorize(Scores::<{ $vectors }, { $keys }, $max, $prefetch> {
+                    s.vectorize(Scores::<{ $vectors }, { $keys }, $max, $prefetch, PAIRS> {
                         q: tile.queries,
-                        k: keys.k.add(segment.key * keys.k_stride),
-                        k_stride: keys.k_stride,
+                        k: keys.k.data.add(segment.key * keys.k.stride),
+                        k_stride: keys.k.stride,
                         scores: scores.add(segment.key * lanes),
                         max,
                         lanes,
                         keys: segment.keys,
                         full: full.saturating_sub(segment.key).min(segment.keys),
-                        d: self.head.d,
+                        d: self.words(),
                         streams,
                     });
                 }
@@ -196,6 +208,19 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
         }
     }
 
+    /// Rounds the weights of a block, row `key / 2` of whose scores becomes the pairs of the keys `key` and `key + 1`.
+    #[inline(always)]
+    fn pair_weights<S: Simd>(&self, s: S, tile: Subtile, segments: &Segments) {
+        let lanes = G * S::LANES;
+        let (key, keys) = segments.whole();
+        // SAFETY: segments lie within the block, and start at even keys.
+        unsafe {
+            let (scores, _, _, _) = self.block_arrays();
+            let (from, to) = (scores.add(key * lanes), scores.add(key / 2 * lanes));
+            s.vectorize(PairWeights { from, to, lanes, keys, vectors: Self::vectors::<S>(tile) });
+        }
+    }
+
     /// The value product of one block, by the register tile for the number of vectors.
     #[inline(always)]
     fn accumulate<S: Simd>(
@@ -209,22 +234,24 @@ impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
     ) {
         let lanes = G * S::LANES;
         let (key, keys) = segments.whole();
-        let full = self.full::<S>(tile, block);
+        let full = self.full::<S>(tile, block).saturating_sub(key).min(keys);
+        // Segments start at even keys.
+        let (key, keys, full) = if PAIRS { (key / 2, keys.div_ceil(2), full.div_ceil(2)) } else { (key, keys, full) };
         macro_rules! product {
             ($vectors:expr, $columns:expr) => {{
                 // SAFETY: segments lie within the block.
                 unsafe {
                     let (scores, _, _, _) = self.block_arrays();
-                    s.vectorize(Accumulate::<{ $vectors }, { $columns }> {
+                    s.vectorize(Accumulate::<{ $vectors }, { $columns }, PAIRS> {
                         weights: scores.add(key * lanes),
-                        v: block.v.add(key * block.v_stride),
-                        v_stride: block.v_stride,
+                        v: block.v.data.add(key * block.v.stride),
+                        v_stride: block.v.stride,
                         out: tile.outputs,
                         alpha,
                         fresh,
                         lanes,
                         keys,
-                        full: full.saturating_sub(key).min(keys),
+                        full,
                         d_v: self.head.d_v,
                     });
                 }

@@ -1,145 +1,148 @@
-//! The end of a sub-tile: outputs back into rows, the rows of hard attention, and what to do about NaN.
+//! The end of a sub-tile: outputs back into rows, what is left to other keys, and what to do about NaN.
 
-use regard_simd::Simd;
-use regard_simd::math::LOG2_E;
+use regard_simd::{Element, Simd, bf16, f16};
 
-use super::careful::AddTies;
 use super::pack::Unpack;
-use super::scores::Streams;
+use super::streams::Streams;
 use super::{Lanes, MASKED, Subtile, WRITTEN};
-use crate::weighting::{FinishArgs, Kind, MAX_STATE, slot};
+use crate::rules::sink_log2;
+use crate::source::{PartialRows, Target};
+use crate::tensor::Dtype;
+use crate::weighting::{FinishArgs, Kind, MAX_STATE};
 
-impl<const G: usize, const R: usize, const R1: usize> Lanes<'_, G, R, R1> {
-    /// Computes a sub-tile again from its first key, with values kept away from lanes that do not see their key. Reads K and V
-    /// where they lie: a copied block is still in use by the other sub-tiles.
-    #[inline(never)]
-    pub(super) fn carefully<S: Simd>(&self, s: S, tile: Subtile) {
-        self.begin(s, tile);
-        let mut block = self.first_block();
-        while let Some(keys) = block {
-            self.block(s, tile, keys, true, Streams::NONE);
-            block = self.next_block(keys);
+impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'_, G, R, R1, PAIRS> {
+    /// Writes the results of a sub-tile, after its last block. Where that takes another look at all of them, they are
+    /// loaded again, in the place of the block at hand; the last one loaded is that block again, for the other
+    /// sub-tiles.
+    #[inline(always)]
+    pub(super) fn finish<S: Simd>(&self, s: S, tile: Subtile) {
+        if let Some(partial) = self.head.partial {
+            // SAFETY: the rows exist.
+            unsafe { self.write_states::<S>(tile, partial.row(tile.rows.first - self.head.first_row)) };
         }
-        self.finish(s, tile);
+        match self.head.weighting.functions.kind {
+            Kind::Weighted => {
+                if !self.write_weighted(s, tile) {
+                    self.carefully(s, tile);
+                }
+            }
+            // SAFETY: kinds promise the states that these ask for.
+            Kind::OneRow => unsafe { self.copy_rows(s, tile) },
+            // SAFETY: as above.
+            Kind::TiedRows => unsafe {
+                self.copy_rows(s, tile);
+                self.average_ties(s, tile);
+            },
+        }
     }
 
-    /// Writes the output rows of a sub-tile, and their log-sum-exp. Gives false if they have NaN that may come from values
-    /// behind a mask.
+    /// Computes a sub-tile again from its first key, with values kept away from lanes that do not see their key.
+    #[inline(never)]
+    fn carefully<S: Simd>(&self, s: S, tile: Subtile) {
+        self.begin(s, tile);
+        let mut place = self.first_place();
+        while let Some(at) = place.filter(|place| self.concerns(tile, *place)) {
+            let keys = self.load(s, at);
+            self.block(s, tile, keys, true, Streams::NONE);
+            place = self.next_place(at);
+        }
+        self.write_weighted(s, tile);
+    }
+
+    /// Where the rows of the call go: results, or sums.
+    pub(super) fn target(&self) -> Target {
+        match self.head.partial {
+            None => self.head.out,
+            Some(PartialRows { sums, d_v, .. }) => {
+                Target { dtype: Dtype::F32, data: sums.cast(), row_bytes: d_v * size_of::<f32>() }
+            }
+        }
+    }
+
+    /// The state of row `lane` of a sub-tile.
+    ///
+    /// # Safety
+    /// `lane` is one of the sub-tile's lanes.
+    unsafe fn state<S: Simd>(&self, tile: Subtile, lane: usize) -> [f32; MAX_STATE] {
+        let mut state = [0.0; MAX_STATE];
+        for (slot, value) in state.iter_mut().enumerate().take(self.head.weighting.functions.state) {
+            // SAFETY: the caller's contract.
+            *value = unsafe { *tile.state.add(slot * G * S::LANES + lane) };
+        }
+        state
+    }
+
+    /// # Safety
+    /// `partial` has the rows of the sub-tile.
+    unsafe fn write_states<S: Simd>(&self, tile: Subtile, partial: PartialRows) {
+        for lane in 0..tile.rows.rows {
+            // SAFETY: the caller's contract.
+            unsafe { *partial.states.add(lane).cast() = self.state::<S>(tile, lane) };
+        }
+    }
+
+    /// Writes the output rows of a sub-tile whose rows are sums of weighted values, and their log-sum-exp; or the sums
+    /// as they are. Gives false if they have NaN that may come from values behind a mask.
     #[inline(always)]
-    pub(super) fn finish<S: Simd>(&self, s: S, tile: Subtile) -> bool {
+    fn write_weighted<S: Simd>(&self, s: S, tile: Subtile) -> bool {
         let head = self.head;
         let functions = head.weighting.functions;
         let lanes = G * S::LANES;
         let first = tile.rows.first - head.first_row;
-        let (mut nan, mut masked) = (false, false);
-        // SAFETY: the arrays are as the layout says, the functions are of this level (`launch` pairs them), and the rows
-        // exist.
+        // SAFETY: the arrays are as the layout says, the functions are of this level (`launch` pairs them), and the
+        // rows exist.
         unsafe {
-            let out = head.out.add(first * head.out_stride);
-            match functions.kind {
-                Kind::OneRow => self.copy_rows::<S>(tile, out),
-                Kind::TiedRows => {
-                    self.copy_rows::<S>(tile, out);
-                    self.average_ties(s, tile, out);
+            if *tile.touched & WRITTEN == 0 {
+                tile.outputs.write_bytes(0, head.d_v * lanes);
+            }
+            // No block is at hand any more.
+            let (_, sinks, factor, _) = self.block_arrays();
+            if head.partial.is_some() {
+                for lane in 0..lanes {
+                    *factor.add(lane) = 1.0;
                 }
-                Kind::Weighted => {
-                    if *tile.touched & WRITTEN == 0 {
-                        tile.outputs.write_bytes(0, head.d_v * lanes);
-                    }
-                    masked = *tile.touched & MASKED != 0;
-                    let (_, _, factor, _) = self.block_arrays();
-                    let sink = head.sink.map_or(f32::NEG_INFINITY, |sink| (sink * LOG2_E).min(f32::MAX));
-                    let args = FinishArgs { state: tile.state, gain: tile.gain, lanes, sink, factor };
-                    (functions.finish)(head.weighting.data, &args);
-                    for lane in 0..lanes {
-                        *factor.add(lane) *= *tile.out_factor.add(lane);
-                    }
-                    let (out_stride, d_v, rows) = (head.out_stride, head.d_v, tile.rows.rows);
-                    nan = s.vectorize(Unpack { turned: tile.outputs, factor, lanes, out, out_stride, rows, d_v });
-                    if let Some(log_sum_exp) = functions.log_sum_exp.filter(|_| !head.lse.is_null()) {
-                        for lane in 0..rows {
-                            let mut state = [0.0; MAX_STATE];
-                            for (slot, value) in state.iter_mut().enumerate().take(functions.state) {
-                                *value = *tile.state.add(slot * lanes + lane);
-                            }
-                            *head.lse.add(first + lane) = log_sum_exp(&state, *tile.gain.add(lane), sink);
-                        }
+            } else {
+                let sink = sink_log2(head.sink);
+                for lane in 0..lanes {
+                    *sinks.add(lane) = sink;
+                }
+                let args = FinishArgs { state: tile.state, gain: tile.gain, lanes, sink: sinks, factor };
+                (functions.finish)(head.weighting.data, &args);
+                for lane in 0..lanes {
+                    *factor.add(lane) *= *tile.out_factor.add(lane);
+                }
+                if let Some(log_sum_exp) = functions.log_sum_exp.filter(|_| !head.lse.is_null()) {
+                    for lane in 0..tile.rows.rows {
+                        let state = self.state::<S>(tile, lane);
+                        *head.lse.add(first + lane) = log_sum_exp(&state, *tile.gain.add(lane), sink);
                     }
                 }
             }
-        }
-        !nan || !masked
-    }
-
-    /// Output rows of hard attention: the row of V of each lane's key.
-    ///
-    /// # Safety
-    /// The state of the sub-tile is that of [`crate::weighting::Hard`], and `out` is the output row of lane 0.
-    unsafe fn copy_rows<S: Simd>(&self, tile: Subtile, out: *mut f32) {
-        let head = self.head;
-        let lanes = G * S::LANES;
-        for lane in 0..tile.rows.rows {
-            // SAFETY: the caller's contract; the key was found among the keys of the sequence.
-            unsafe {
-                let out = out.add(lane * head.out_stride);
-                let key = (*tile.state.add(slot::KEY * lanes + lane)).to_bits();
-                if *tile.state.add(slot::NAN * lanes + lane) != 0.0 {
-                    (0..head.d_v).for_each(|c| *out.add(c) = f32::NAN);
-                } else if key == slot::NO_KEY {
-                    out.write_bytes(0, head.d_v);
-                } else {
-                    let v = head.v.add(key as usize * head.v_stride);
-                    out.copy_from_nonoverlapping(v, head.d_v);
-                }
-            }
+            let target = self.target().row(first);
+            let nan = match target.dtype {
+                Dtype::F32 => self.unpack::<S, f32>(s, tile, factor, target),
+                Dtype::F16 => self.unpack::<S, f16>(s, tile, factor, target),
+                Dtype::Bf16 => self.unpack::<S, bf16>(s, tile, factor, target),
+                Dtype::Int8 => unreachable!("no output is quantised"),
+            };
+            !nan || *tile.touched & MASKED == 0
         }
     }
 
-    /// Replaces the output rows of lanes that have ties by the mean of the tied rows of V: a second pass over the scores,
-    /// which come out bit-identical.
+    /// Turns the outputs of a sub-tile back into rows, times `factor`. Gives whether any is NaN.
     ///
     /// # Safety
-    /// The state of the sub-tile is that of [`crate::weighting::AverageHard`], and `out` is the output row of lane 0.
+    /// The rows of the sub-tile are writable from `target` on, `factor` has an element for each lane.
     #[inline(always)]
-    unsafe fn average_ties<S: Simd>(&self, s: S, tile: Subtile, out: *mut f32) {
-        let head = self.head;
-        let lanes = G * S::LANES;
-        let mut tied = 0_u64;
-        // SAFETY: the caller's contract.
-        unsafe {
-            for lane in 0..tile.rows.rows {
-                let count = *tile.state.add(slot::COUNT * lanes + lane);
-                let nan = *tile.state.add(slot::NAN * lanes + lane) != 0.0;
-                if count > 1.0 && !nan {
-                    tied |= 1 << lane;
-                    out.add(lane * head.out_stride).write_bytes(0, head.d_v);
-                }
-            }
-            if tied == 0 {
-                return;
-            }
-            let (scores, _, _, _) = self.block_arrays();
-            let mut block = self.first_block();
-            while let Some(keys) = block {
-                if let Some(segments) = self.scores(s, tile, keys, Streams::NONE) {
-                    s.vectorize(AddTies {
-                        head,
-                        segments: segments.as_slice(),
-                        first_key: keys.first,
-                        scores,
-                        lanes,
-                        state: tile.state,
-                        tied,
-                        out,
-                    });
-                }
-                block = self.next_block(keys);
-            }
-            for lane in (0..tile.rows.rows).filter(|lane| tied >> lane & 1 == 1) {
-                let factor = 1.0 / *tile.state.add(slot::COUNT * lanes + lane);
-                let out = out.add(lane * head.out_stride);
-                (0..head.d_v).for_each(|c| *out.add(c) *= factor);
-            }
-        }
+    unsafe fn unpack<S: Simd, E: Element>(&self, s: S, tile: Subtile, factor: *const f32, target: Target) -> bool {
+        s.vectorize(Unpack::<E> {
+            turned: tile.outputs,
+            factor,
+            lanes: G * S::LANES,
+            out: target.data.cast(),
+            out_stride: target.row_bytes / size_of::<E>(),
+            rows: tile.rows.rows,
+            d_v: self.head.d_v,
+        })
     }
 }

@@ -28,18 +28,12 @@ pub(crate) struct Modify<'a> {
     pub(crate) ordered: bool,
 }
 
-/// Whether a head has score modifications beyond its scale. A scale of zero counts as one: it makes all scores tie, which
-/// no factor that is applied after the comparison can do.
-pub(crate) fn has_terms(head: &Head<'_>) -> bool {
-    head.softcap.is_some() || head.alibi.is_some() || head.bias.is_some() || head.scale == 0.0
-}
-
 impl Op for Modify<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let terms = has_terms(self.head);
+        let terms = self.head.has_terms();
         for segment in self.segments {
             // The score product has taken the maximum of the others already.
             if !(terms || self.ordered && segment.masked) {
@@ -60,7 +54,7 @@ impl Modify<'_> {
     #[inline(always)]
     fn chunk<S: Simd>(&self, s: S, masked: bool, vector: usize, key: usize, keys: usize) {
         let head = self.head;
-        let terms = has_terms(head);
+        let terms = head.has_terms();
         let lowest = s.splat(f32::NEG_INFINITY);
         let first_row = self.rows.first + vector * S::LANES;
         let mut biases = BiasTile::ZERO;

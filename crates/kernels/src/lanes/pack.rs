@@ -1,18 +1,18 @@
 //! Turning queries into lanes and outputs back into rows.
 
-use regard_simd::{Op, Simd};
+use regard_simd::{Element, Op, Simd};
 
 /// A `LANES x LANES` block on the stack, for the ends of matrices.
 #[repr(C, align(64))]
-struct Square([f32; 256]);
+pub(super) struct Square(pub(super) [f32; 256]);
 
 impl Square {
-    const ZERO: Self = Self([0.0; 256]);
+    pub(super) const ZERO: Self = Self([0.0; 256]);
 }
 
-/// `packed[c][lane] = q[lane][c]`, zero in the lanes past the last row.
-pub(crate) struct Pack {
-    pub(crate) q: *const f32,
+/// `packed[c][lane] = q[lane][c]`, widened, and zero in the lanes past the last row.
+pub(crate) struct Pack<E> {
+    pub(crate) q: *const E,
     pub(crate) q_stride: usize,
     pub(crate) rows: usize,
     pub(crate) d: usize,
@@ -23,7 +23,7 @@ pub(crate) struct Pack {
     pub(crate) negate: bool,
 }
 
-impl Op for Pack {
+impl<E: Element> Op for Pack<E> {
     type Output = ();
 
     #[inline(always)]
@@ -39,15 +39,20 @@ impl Op for Pack {
                 // squares have room for LANES x LANES.
                 unsafe {
                     let packed = self.packed.add(c * self.lanes + first);
-                    if rows == S::LANES && columns == S::LANES {
-                        s.transpose(self.q.add(first * self.q_stride + c), self.q_stride, packed, self.lanes);
+                    // Only f32 has elements of its size.
+                    if size_of::<E>() == size_of::<f32>() && rows == S::LANES && columns == S::LANES {
+                        let q = self.q.add(first * self.q_stride + c).cast::<f32>();
+                        s.transpose(q, self.q_stride, packed, self.lanes);
                         continue;
                     }
                     for row in 0..S::LANES {
-                        let line = if row < rows {
-                            s.load_first(self.q.add((first + row) * self.q_stride + c), columns)
-                        } else {
+                        let q = self.q.wrapping_add((first + row) * self.q_stride + c);
+                        let line = if row >= rows {
                             s.zero()
+                        } else if columns == S::LANES {
+                            E::load(s, q)
+                        } else {
+                            E::load_first(s, q, columns)
                         };
                         s.store(square.0.as_mut_ptr().add(row * S::LANES), line);
                     }
@@ -71,23 +76,24 @@ impl Op for Pack {
     }
 }
 
-/// `out[lane][c] = turned[c][lane] * factor[lane]` for the first `rows` lanes. Gives whether any of `turned` is NaN.
+/// `out[lane][c] = turned[c][lane] * factor[lane]`, rounded to the element type of the output, for the first `rows`
+/// lanes. Gives whether any of `turned` is NaN.
 ///
-/// A zero in `turned` comes out as +0: its sign may come from values behind a mask, whose products of zero were added to
-/// one that underflowed.
-pub(crate) struct Unpack {
+/// A zero in `turned` comes out as +0: its sign may come from values behind a mask, whose products of zero were added
+/// to one that underflowed.
+pub(crate) struct Unpack<E> {
     /// `[d_v][lanes]`
     pub(crate) turned: *const f32,
     /// `[lanes]`
     pub(crate) factor: *const f32,
     pub(crate) lanes: usize,
-    pub(crate) out: *mut f32,
+    pub(crate) out: *mut E,
     pub(crate) out_stride: usize,
     pub(crate) rows: usize,
     pub(crate) d_v: usize,
 }
 
-impl Op for Unpack {
+impl<E: Element> Op for Unpack<E> {
     type Output = bool;
 
     #[inline(always)]
@@ -109,14 +115,14 @@ impl Op for Unpack {
                         s.store(square.0.as_mut_ptr().add(column * S::LANES), s.mul_add(line, factor, s.zero()));
                     }
                     let out = self.out.add(first * self.out_stride + c);
-                    if rows == S::LANES && columns == S::LANES {
-                        s.transpose(square.0.as_ptr(), S::LANES, out, self.out_stride);
+                    if size_of::<E>() == size_of::<f32>() && rows == S::LANES && columns == S::LANES {
+                        s.transpose(square.0.as_ptr(), S::LANES, out.cast(), self.out_stride);
                         continue;
                     }
                     s.transpose(square.0.as_ptr(), S::LANES, rows_of_out.0.as_mut_ptr(), S::LANES);
                     for row in 0..rows {
                         let line = s.load(rows_of_out.0.as_ptr().add(row * S::LANES));
-                        s.store_first(out.add(row * self.out_stride), line, columns);
+                        E::store_first(s, out.add(row * self.out_stride), line, columns);
                     }
                 }
             }

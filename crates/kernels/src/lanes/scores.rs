@@ -2,10 +2,11 @@
 
 use regard_simd::{Op, Simd};
 
-/// f32 of a cache line.
-const LINE: usize = 16;
+use super::pairs::multiply_add;
+use super::streams::{LINE, Streams, ask};
 
 /// Scores of `keys` keys against `G` vectors of queries: `scores[key][lane] = sum over c of q[c][lane] * k[key][c]`.
+/// With `PAIRS`, elements of `q` and `k` are pairs of bf16.
 ///
 /// One score is one chain of multiply-adds over `c` in ascending order, whatever the tile, the position of the key in
 /// it, or `R`: scores are bit-identical wherever a key falls, or ties in hard attention would break.
@@ -13,10 +14,10 @@ const LINE: usize = 16;
 /// `R` keys share each load of a query vector; the registers hold `R * G` accumulators, `G` query vectors and one
 /// broadcast.
 ///
-/// With `PREFETCH`, the loop also asks for the lines of two streams at a time, one of each for every 16 multiply-adds or so. Spread
-/// out like that it hides the way from memory and from the third-level cache; the same requests as a burst only move
-/// the wait.
-pub(crate) struct Scores<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> {
+/// With `PREFETCH`, the loop also asks for the lines of two streams at a time, one of each for every 16 multiply-adds
+/// or so. Spread out like that it hides the way from memory and from the third-level cache; the same requests as a
+/// burst only move the wait.
+pub(crate) struct Scores<'a, const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool, const PAIRS: bool> {
     /// Packed queries `[d][lanes]`.
     pub(crate) q: *const f32,
     /// Row-major keys.
@@ -33,79 +34,12 @@ pub(crate) struct Scores<const G: usize, const R: usize, const MAX: bool, const 
     /// Keys that all vectors need; those after them are for the last vector only, and the others get no score.
     pub(crate) full: usize,
     pub(crate) d: usize,
-    pub(crate) streams: Streams,
+    pub(crate) streams: Streams<'a>,
 }
 
-/// Rows that are needed soon: one is asked for with each key.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Stream {
-    /// First row. It may lie anywhere, as may the others.
-    pub(crate) data: *const f32,
-    /// Elements from a row to the next.
-    pub(crate) stride: usize,
-    /// Number of rows. A few more may be asked for, which does no harm.
-    pub(crate) rows: usize,
-}
-
-impl Stream {
-    /// No rows.
-    pub(crate) const NONE: Self = Self { data: std::ptr::null(), stride: 0, rows: 0 };
-}
-
-/// Pairs of streams, one pair after the other.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Streams {
-    /// The pairs. In a pair, both streams have rows or neither has.
-    pub(crate) pairs: [[Stream; 2]; 2],
-    /// The key of the block that asks for the first rows.
-    pub(crate) start: usize,
-}
-
-impl Streams {
-    /// Nothing.
-    pub(crate) const NONE: Self = Self { pairs: [[Stream::NONE; 2]; 2], start: 0 };
-
-    /// The pairs of these streams. A stream without rows is replaced by the other one of its pair: asking twice costs
-    /// nothing, and nowhere would be looked up in vain.
-    pub(crate) fn new(pairs: [[Stream; 2]; 2]) -> Self {
-        let pairs = pairs.map(|[a, b]| {
-            if a.rows == 0 {
-                [b, b]
-            } else if b.rows == 0 {
-                [a, a]
-            } else {
-                [a, b]
-            }
-        });
-        Self { pairs, start: 0 }
-    }
-
-    /// The same, asked for by keys from `key` on.
-    pub(crate) fn starting(self, key: usize) -> Self {
-        Self { start: self.start + key, ..self }
-    }
-
-    /// Rows in all.
-    pub(crate) fn rows(&self) -> usize {
-        self.pairs[0][0].rows + self.pairs[1][0].rows
-    }
-
-    /// The pair that `key` asks for, and the row.
-    #[inline(always)]
-    fn at(&self, key: usize) -> Option<([Stream; 2], usize)> {
-        let row = self.start + key;
-        let [first, second] = self.pairs;
-        if row < first[0].rows {
-            Some((first, row))
-        } else if row - first[0].rows < second[0].rows {
-            Some((second, row - first[0].rows))
-        } else {
-            None
-        }
-    }
-}
-
-impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Op for Scores<G, R, MAX, PREFETCH> {
+impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool, const PAIRS: bool> Op
+    for Scores<'_, G, R, MAX, PREFETCH, PAIRS>
+{
     type Output = ();
 
     #[inline(always)]
@@ -129,15 +63,17 @@ impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Op f
     }
 }
 
-impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Scores<G, R, MAX, PREFETCH> {
+impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool, const PAIRS: bool>
+    Scores<'_, G, R, MAX, PREFETCH, PAIRS>
+{
     /// The vectors that a tile computes.
     #[inline(always)]
     const fn vectors(alone: bool) -> std::ops::Range<usize> {
         if alone { G - 1..G } else { 0..G }
     }
 
-    /// The keys `key..end`, for all vectors or for the last one `ALONE`: whole register tiles first, the rest in tiles of
-    /// powers of two.
+    /// The keys `key..end`, for all vectors or for the last one `ALONE`: whole register tiles first, the rest in tiles
+    /// of powers of two.
     #[inline(always)]
     fn tiles<S: Simd, const ALONE: bool>(&self, s: S, mut key: usize, end: usize, max: &mut [S::F32; G]) {
         while key + R <= end {
@@ -171,19 +107,25 @@ impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Scor
             let k = self.k.add(key * self.k_stride);
             let mut q = self.q;
             let mut c = 0;
-            if PREFETCH && let Some((pair, row)) = self.streams.at(key) {
-                let [mut first, mut second] = pair.map(|stream| stream.data.wrapping_add(row * stream.stride));
+            if PREFETCH && let Some(asked) = self.streams.at(key) {
+                let [mut first, mut second] = asked.rows;
                 // 16 columns, a cache line, are shared out among the rows of the tile.
                 while c + LINE <= self.d {
                     for r in 0..T {
-                        s.prefetch(first.wrapping_add(r * pair[0].stride));
-                        s.prefetch(second.wrapping_add(r * pair[1].stride));
+                        if G == 1 {
+                            ask::<S, true>(s, first.wrapping_add(r * asked.strides[0]));
+                            ask::<S, true>(s, second.wrapping_add(r * asked.strides[1]));
+                        } else {
+                            ask::<S, false>(s, first.wrapping_add(r * asked.strides[0]));
+                            ask::<S, false>(s, second.wrapping_add(r * asked.strides[1]));
+                        }
                         for i in r * LINE / T..(r + 1) * LINE / T {
                             self.step::<S, T, ALONE>(s, k.add(c + i), q, &mut acc);
                             q = q.add(self.lanes);
                         }
                     }
-                    (first, second) = (first.wrapping_add(LINE), second.wrapping_add(LINE));
+                    first = first.wrapping_add(asked.lines[0]);
+                    second = second.wrapping_add(asked.lines[1]);
                     c += LINE;
                 }
             }
@@ -225,7 +167,7 @@ impl<const G: usize, const R: usize, const MAX: bool, const PREFETCH: bool> Scor
             for r in 0..T {
                 let element = s.splat(*k.add(r * self.k_stride));
                 for g in Self::vectors(ALONE) {
-                    acc[r][g] = s.mul_add(query[g], element, acc[r][g]);
+                    acc[r][g] = multiply_add::<S, PAIRS>(s, query[g], element, acc[r][g]);
                 }
             }
         }

@@ -12,7 +12,7 @@ pub(crate) struct Sizes {
     pub(crate) d_v: usize,
     /// f32 of state per row.
     pub(crate) state: usize,
-    /// Whether K and V are copied block by block.
+    /// Whether K and V may have to be brought to scratch block by block.
     pub(crate) copy: bool,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Layout {
     pub(crate) alpha: usize,
     /// `[key_block]` u64
     pub(crate) visible: usize,
-    /// `[key_block][d]` and `[key_block][d_v]`, empty unless copied
+    /// `[key_block][d]` and `[key_block][d_v]`, which pairs of bf16 fill in part; empty unless copied
     pub(crate) keys: usize,
     pub(crate) values: usize,
     /// The end, in f32; `usize::MAX` if it is more than can be counted, which no workspace has room for.

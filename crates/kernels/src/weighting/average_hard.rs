@@ -6,11 +6,14 @@
 //! divides by their number: the value product is never computed. Ties, NaN and factors are treated as in hard
 //! attention.
 //!
-//! Merge law: `a if max_a > max_b; b if max_b > max_a; else (max, count_a + count_b, sum_a + sum_b)`.
+//! Merge law, with the state `(max, key, nan, count)`: `a` if `max_a > max_b`, `b` if `max_b > max_a`, else
+//! `(max, key_a, count_a + count_b, sums_a + sums_b)`; NaN if either is. A part without a key, whose count is 0, is neutral
+//! exactly.
 
 use regard_simd::Simd;
 
-use super::{Block, Kind, Lane, Step, Weighting, hard};
+use super::hard::{self, slot};
+use super::{Block, Kind, Lane, Mix, RowState, Step, Weighting};
 
 /// Equal weight on all keys with the largest score.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -37,6 +40,24 @@ unsafe impl Weighting for AverageHard {
     #[inline(always)]
     fn finish<S: Simd>(&self, s: S, _lane: &Lane<S>) -> S::F32 {
         s.splat(1.0)
+    }
+
+    fn merge(&self, RowState(left): &mut RowState, RowState(right): &RowState, _gain: f32) -> Mix {
+        let nan = left[slot::NAN].max(right[slot::NAN]);
+        let mix = if right[slot::MAX] > left[slot::MAX] {
+            *left = *right;
+            Mix::Right
+        } else if left[slot::MAX] > right[slot::MAX] || right[slot::COUNT] == 0.0 {
+            Mix::Left
+        } else if left[slot::COUNT] == 0.0 {
+            *left = *right;
+            Mix::Right
+        } else {
+            left[slot::COUNT] += right[slot::COUNT];
+            Mix::SUM
+        };
+        left[slot::NAN] = nan;
+        mix
     }
 
     fn weights_f64(&self, scores: &[f64], visible: &[bool], _sink: Option<f64>, weights: &mut [f64]) {

@@ -5,11 +5,13 @@
 //! positive (a negative scale turns the sign of Q) and cannot change which is largest: no tie is made or lost by
 //! rounding a factor in. A visible NaN score gives a row of NaN. No exponential, and no value product.
 //!
-//! Merge law: `left: a if max_a >= max_b else b`, with a's keys to the left of b's; mirrored for `right`.
+//! Merge law, with the state `(max, key, nan)` and the keys of `a` to the left of those of `b`: for the leftmost key `b` if
+//! `max_b > max_a`, else `a`; for the rightmost `a` if `max_a > max_b`, else `b`; NaN if either is. A part without a key is
+//! neutral exactly. The sums are the selected row of V.
 
 use regard_simd::Simd;
 
-use super::{Block, Kind, Lane, Step, Weighting};
+use super::{Block, Kind, Lane, Mix, RowState, Step, Weighting};
 
 /// Which of several largest scores wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,18 +52,26 @@ pub(super) fn begin<S: Simd>(s: S, lane: &mut Lane<S>) {
 
 /// Finds the block's key of the largest score, and moves the state where it is a new largest one.
 ///
+/// Several lanes may share a row, each with some of its keys and all with the row's largest score of the block. A lane with
+/// no key of that score has [`slot::NO_KEY`] and a count of 0; else its key is its own first or last one. Without `COUNT`
+/// the leftmost key of a lane may be left out if it is not the row's, which lies in an earlier block.
+///
 /// # Safety
 /// As for [`Weighting::weigh`].
 #[inline(always)]
 pub(super) unsafe fn select_keys<S: Simd, const RIGHT: bool, const COUNT: bool>(s: S, block: &Block<'_>) {
     let lowest = s.splat(f32::NEG_INFINITY);
+    let no_key = s.splat(f32::from_bits(slot::NO_KEY));
     for vector in 0..block.vectors {
         // SAFETY: the pointers of the block are valid as its fields say, and keys come from its segments.
         unsafe {
             let best = block.row(s, block.max, vector);
-            let mut found = Found { key: s.zero(), count: s.zero(), nan: s.mask_from_bits(0) };
+            let mut found = Found { key: no_key, count: s.zero(), nan: s.mask_from_bits(0) };
             // The last hit of the scan stays: to the right for the rightmost key, to the left for the leftmost.
             if RIGHT {
+                // A tie moves the key only if this lane has one.
+                let higher = s.gt(best, block.state(s, slot::MAX, vector));
+                found.key = s.select(higher, no_key, block.state(s, slot::KEY, vector));
                 for segment in block.segments {
                     for key in segment.key..segment.key + segment.keys {
                         look::<S, COUNT>(s, block, vector, key, best, &mut found);
@@ -78,13 +88,14 @@ pub(super) unsafe fn select_keys<S: Simd, const RIGHT: bool, const COUNT: bool>(
             let higher = s.gt(best, old);
             let equal = s.and(s.eq(best, old), s.gt(best, lowest));
             block.set_state(s, slot::MAX, vector, s.select(higher, best, old));
-            let wins = if RIGHT { s.or(higher, equal) } else { higher };
-            block.set_state(s, slot::KEY, vector, s.select(wins, found.key, block.state(s, slot::KEY, vector)));
+            let mut wins = if RIGHT { s.or(higher, equal) } else { higher };
             if COUNT {
                 let count = block.state(s, slot::COUNT, vector);
+                wins = s.or(wins, s.and(equal, s.eq(count, s.zero())));
                 let count = s.select(equal, s.add(count, found.count), count);
                 block.set_state(s, slot::COUNT, vector, s.select(higher, found.count, count));
             }
+            block.set_state(s, slot::KEY, vector, s.select(wins, found.key, block.state(s, slot::KEY, vector)));
             let nan = s.select(found.nan, s.splat(1.0), block.state(s, slot::NAN, vector));
             block.set_state(s, slot::NAN, vector, nan);
         }
@@ -147,6 +158,18 @@ unsafe impl Weighting for Hard {
     #[inline(always)]
     fn finish<S: Simd>(&self, s: S, _lane: &Lane<S>) -> S::F32 {
         s.splat(1.0)
+    }
+
+    fn merge(&self, RowState(left): &mut RowState, RowState(right): &RowState, _gain: f32) -> Mix {
+        let nan = left[slot::NAN].max(right[slot::NAN]);
+        let has_key = |state: &[f32]| state[slot::KEY].to_bits() != slot::NO_KEY;
+        let takes_tie = has_key(right) && (self.side == Side::Right || !has_key(left));
+        let wins = right[slot::MAX] > left[slot::MAX] || (right[slot::MAX] == left[slot::MAX] && takes_tie);
+        if wins {
+            *left = *right;
+        }
+        left[slot::NAN] = nan;
+        if wins { Mix::Right } else { Mix::Left }
     }
 
     fn weights_f64(&self, scores: &[f64], visible: &[bool], _sink: Option<f64>, weights: &mut [f64]) {

@@ -1,4 +1,5 @@
-//! Identity: `w_j = s_j`, the linear baseline. No knots: outputs are a polynomial in the inputs.
+//! Identity: `w_j = s_j`, the linear baseline. No knots: outputs are a polynomial in the inputs. Merge law: that of
+//! [`Map`](super::Map).
 
 use regard_simd::Simd;
 

@@ -4,6 +4,12 @@
 //! in f64 ([`Weighting::weights_f64`], the oracle of the tests). The kernels call it through [`Functions`], one call for
 //! each key block and sub-tile, so that one compiled kernel serves all weightings and a weighting of a user's own costs
 //! a few hundred bytes of code.
+//!
+//! A row over some of its keys has a partial result: its [`RowState`], and its sums, the `d_v` values that it has
+//! accumulated so far and that no factor has been applied to. For a [`Kind::OneRow`] they are the selected row of V, for a
+//! [`Kind::TiedRows`] the sum of the tied rows; they are zeros where no key was seen. Partial results over ranges of keys
+//! that follow each other merge into that over all of them ([`Weighting::merge`]). Each file states the merge law of its
+//! weighting: an associative operation, apart from rounding, whose neutral element is the partial result of no key.
 
 mod average_hard;
 mod hard;
@@ -13,9 +19,12 @@ mod pointwise;
 mod polynomial;
 mod relu;
 mod relu_squared;
+mod row;
 mod sigmoid;
 mod softmax;
 mod taylor;
+#[cfg(test)]
+mod tests;
 
 use regard_simd::{Level, Op, Simd};
 
@@ -28,6 +37,7 @@ pub use pointwise::{Map, Pointwise};
 pub use polynomial::Polynomial;
 pub use relu::Relu;
 pub use relu_squared::ReluSquared;
+pub use row::{Mix, RowState};
 pub use sigmoid::Sigmoid;
 pub use softmax::Softmax;
 pub use taylor::Taylor2;
@@ -83,6 +93,17 @@ pub unsafe trait Weighting: Copy + Send + Sync + 'static {
 
     /// The factor for the accumulated values of one vector of rows that have seen all keys, given the state.
     fn finish<S: Simd>(&self, s: S, lane: &Lane<S>) -> S::F32;
+
+    /// The state of one row that has seen no key: that of [`Weighting::begin`].
+    fn begin_row(&self) -> RowState {
+        row::begin(self)
+    }
+
+    /// Merges the states of one row over two ranges of keys, and says how their sums mix.
+    ///
+    /// The keys of `left` come before those of `right`; after the call, `left` is the state over both. `gain` is what
+    /// [`Block::gain`] holds for the row, the same for both. The result has the same bits on every machine.
+    fn merge(&self, left: &mut RowState, right: &RowState, gain: f32) -> Mix;
 
     /// The log-sum-exp of a row in natural units, for a weighting that has one, given its state, [`Lane::gain`] and
     /// [`Lane::sink`].
@@ -185,6 +206,8 @@ pub struct Functions {
     pub(crate) weigh: unsafe fn(*const (), &Block<'_>) -> Step,
     /// (weighting, rows of a sub-tile, factors that it writes)
     pub(crate) finish: unsafe fn(*const (), &FinishArgs),
+    /// (weighting, state of the row over earlier keys, over later keys, gain): [`Weighting::merge`]
+    pub(crate) merge: unsafe fn(*const (), &mut RowState, &RowState, f32) -> Mix,
     pub(crate) log_sum_exp: Option<LogSumExp>,
 }
 
@@ -194,8 +217,8 @@ pub(crate) struct FinishArgs {
     pub(crate) state: *const f32,
     pub(crate) gain: *const f32,
     pub(crate) lanes: usize,
-    /// In units of log2; -inf for none.
-    pub(crate) sink: f32,
+    /// `[lanes]`: in units of log2; -inf for none.
+    pub(crate) sink: *const f32,
     /// `[lanes]`, written.
     pub(crate) factor: *mut f32,
 }
@@ -214,8 +237,17 @@ pub trait AnyWeighting: sealed::Sealed + Send + Sync + std::fmt::Debug {
     /// See [`Weighting::KIND`].
     fn kind(&self) -> Kind;
 
+    /// See [`Weighting::ORDERED`].
+    fn ordered(&self) -> bool;
+
     /// Whether the weighting has a [`Weighting::LOG_SUM_EXP`].
     fn has_log_sum_exp(&self) -> bool;
+
+    /// See [`Weighting::begin_row`].
+    fn begin_row(&self) -> RowState;
+
+    /// See [`Weighting::merge`].
+    fn merge(&self, left: &mut RowState, right: &RowState, gain: f32) -> Mix;
 }
 
 mod sealed {
@@ -240,8 +272,20 @@ impl<W: Weighting + std::fmt::Debug> AnyWeighting for W {
         W::KIND
     }
 
+    fn ordered(&self) -> bool {
+        W::ORDERED
+    }
+
     fn has_log_sum_exp(&self) -> bool {
         W::LOG_SUM_EXP.is_some()
+    }
+
+    fn begin_row(&self) -> RowState {
+        Weighting::begin_row(self)
+    }
+
+    fn merge(&self, left: &mut RowState, right: &RowState, gain: f32) -> Mix {
+        Weighting::merge(self, left, right, gain)
     }
 }
 
@@ -270,6 +314,7 @@ fn of<W: Weighting, S: Simd>(_proof: S) -> &'static Functions {
             begin: begin::<W, S>,
             weigh: weigh::<W, S>,
             finish: finish::<W, S>,
+            merge: merge::<W>,
             log_sum_exp: W::LOG_SUM_EXP,
         }
     }
@@ -331,7 +376,7 @@ unsafe fn finish<W: Weighting, S: Simd>(weighting: *const (), args: &FinishArgs)
                     for (slot, state) in state.iter_mut().enumerate().take(W::STATE) {
                         *state = s.load(args.state.add(slot * args.lanes + at));
                     }
-                    let lane = Lane { state, gain: s.load(args.gain.add(at)), sink: s.splat(args.sink) };
+                    let lane = Lane { state, gain: s.load(args.gain.add(at)), sink: s.load(args.sink.add(at)) };
                     s.store(args.factor.add(at), weighting.finish(s, &lane));
                 }
             }
@@ -339,4 +384,12 @@ unsafe fn finish<W: Weighting, S: Simd>(weighting: *const (), args: &FinishArgs)
     }
     // SAFETY: the caller's contract.
     unsafe { S::assume().vectorize(Finish(*weighting.cast::<W>(), args)) }
+}
+
+/// # Safety
+/// `weighting` points to a `W`.
+unsafe fn merge<W: Weighting>(weighting: *const (), left: &mut RowState, right: &RowState, gain: f32) -> Mix {
+    // SAFETY: the caller's contract.
+    let weighting = unsafe { *weighting.cast::<W>() };
+    weighting.merge(left, right, gain)
 }

@@ -3,11 +3,13 @@
 //!
 //! A row whose sum is zero (no visible key, or all of its weights zero) gives zeros.
 //!
-//! State: the sum, as two, of even and of odd places, as in softmax. Merge law: sums and outputs add.
+//! State: the sum, as two, of even and of odd places, as in softmax.
+//!
+//! Merge law: `(even_a + even_b, odd_a + odd_b, sums_a + sums_b)`.
 
 use regard_simd::Simd;
 
-use super::{Block, Kind, Lane, Pointwise, Step, Weighting};
+use super::{Block, Kind, Lane, Mix, Pointwise, RowState, Step, Weighting};
 
 /// A pointwise function, normalised over the row.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -65,6 +67,12 @@ unsafe impl<P: Pointwise> Weighting for Normalised<P> {
     fn finish<S: Simd>(&self, s: S, lane: &Lane<S>) -> S::F32 {
         let sum = s.add(lane.state[EVEN], lane.state[ODD]);
         s.select(s.eq(sum, s.zero()), s.zero(), s.div(s.splat(1.0), sum))
+    }
+
+    fn merge(&self, RowState(left): &mut RowState, RowState(right): &RowState, _gain: f32) -> Mix {
+        left[EVEN] += right[EVEN];
+        left[ODD] += right[ODD];
+        Mix::SUM
     }
 
     fn weights_f64(&self, scores: &[f64], visible: &[bool], _sink: Option<f64>, weights: &mut [f64]) {

@@ -2,11 +2,11 @@
 //!
 //! A masked weight is *selected* to zero: -inf as a score would be wrong for polynomials.
 //!
-//! Merge law: outputs add.
+//! Merge law: `sums_a + sums_b`, without a state.
 
 use regard_simd::Simd;
 
-use super::{Block, Kind, Lane, Step, Weighting};
+use super::{Block, Kind, Lane, Mix, RowState, Step, Weighting};
 
 /// A weight that is a function of its score alone; the trait to implement for a weighting of one's own.
 ///
@@ -84,6 +84,10 @@ unsafe impl<P: Pointwise> Weighting for Map<P> {
     #[inline(always)]
     fn finish<S: Simd>(&self, s: S, _lane: &Lane<S>) -> S::F32 {
         s.splat(1.0)
+    }
+
+    fn merge(&self, _left: &mut RowState, _right: &RowState, _gain: f32) -> Mix {
+        Mix::SUM
     }
 
     fn weights_f64(&self, scores: &[f64], visible: &[bool], _sink: Option<f64>, weights: &mut [f64]) {

@@ -2,6 +2,8 @@
 //! (Saratchandran et al., arXiv:2410.18613, `x^p / sqrt(N)`; odd degrees have negative weights).
 //!
 //! The coefficient and the factor of the row multiply the output once, not every weight.
+//!
+//! Merge law: that of [`Map`](super::Map), or of [`Normalised`](super::Normalised) for an even power over its sum.
 
 use regard_simd::Simd;
 

@@ -1,7 +1,7 @@
 //! ReLU: `w_j = max(0, s_j)`, usually over n^a (Wortsman et al., arXiv:2309.08586; a = 1), and without any factor the
 //! attention that is a cubic spline (Lai, Lim and Liu, arXiv:2408.09624).
 //!
-//! NaN scores give NaN weights.
+//! NaN scores give NaN weights. Merge law: that of [`Map`](super::Map).
 
 use regard_simd::Simd;
 

@@ -1,6 +1,6 @@
 //! Squared ReLU: `w_j = max(0, s_j)^2`, usually over n^a (Primer; GAU).
 //!
-//! NaN scores give NaN weights.
+//! NaN scores give NaN weights. Merge law: that of [`Map`](super::Map).
 
 use regard_simd::Simd;
 

@@ -1,6 +1,6 @@
 //! Sigmoid: `w_j = 1 / (1 + e^-(s_j + b))` (Ramapuram et al., arXiv:2409.04431; b about -log n).
 //!
-//! The bias joins the score in the multiply-add that applies the scale.
+//! The bias joins the score in the multiply-add that applies the scale. Merge law: that of [`Map`](super::Map).
 
 use regard_simd::{Simd, math};
 

@@ -4,12 +4,18 @@
 //! softmax; Milakov and Gimelshein, 2018). The sum is kept as two, of even and of odd keys: two independent chains of
 //! additions, each in an order that depends on the key alone. Each block is summed from zero and then added.
 //!
+//! Merge law, with the state `(m, even, odd)` and `m = max(m_a, m_b)`:
+//! `(m, f_a even_a + f_b even_b, f_a odd_a + f_b odd_b, f_a sums_a + f_b sums_b)`, where `f_i = 2^((m_i - m) gain)`, and
+//! exactly 1 if `m_i = m`. A part without any weight, whose state is (-inf, 0, 0), is neutral exactly: the other part stays
+//! as it is, sums and all.
+//!
 //! A masked score is -inf, whose exponential is exactly 0. A row that has seen no key has the state (-inf, 0, 0) and
 //! gives zeros.
 
 use regard_simd::{Simd, math};
 
-use super::{Block, Kind, Lane, LogSumExp, MAX_STATE, Step, Weighting};
+use super::row::exp2;
+use super::{Block, Kind, Lane, LogSumExp, MAX_STATE, Mix, RowState, Step, Weighting};
 
 /// Softmax, at any temperature, with or without a sink.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -62,6 +68,17 @@ fn log_sum_exp(state: &[f32; MAX_STATE], gain: f32, sink: f32) -> f32 {
     let both =
         if low == f64::NEG_INFINITY { high } else { high + (low - high).exp2().ln_1p() / std::f64::consts::LN_2 };
     (both * std::f64::consts::LN_2) as f32
+}
+
+/// Whether a row has no weight at all. Where all scores are NaN the maximum is -inf too, but the sums are not 0.
+fn is_empty(state: &[f32; MAX_STATE]) -> bool {
+    state[MAX] == f32::NEG_INFINITY && state[EVEN] == 0.0 && state[ODD] == 0.0
+}
+
+/// What turns sums relative to `max` into sums relative to `new >= max`.
+fn factor(max: f32, new: f32, gain: f32) -> f32 {
+    // Infinite maxima have no difference.
+    if max == new { 1.0 } else { exp2((max - new) * gain) }
 }
 
 // SAFETY: `weigh` writes to the scores of the block's segments, and to state and alpha of their lanes only.
@@ -131,6 +148,23 @@ unsafe impl Weighting for Softmax {
         let total = s.mul_add(sum, scale, sink);
         let empty = s.eq(sum, s.zero());
         s.select(empty, s.zero(), s.div(scale, total))
+    }
+
+    fn merge(&self, RowState(left): &mut RowState, RowState(right): &RowState, gain: f32) -> Mix {
+        if is_empty(right) {
+            return Mix::Left;
+        }
+        if is_empty(left) {
+            *left = *right;
+            return Mix::Right;
+        }
+        let max = if right[MAX] > left[MAX] { right[MAX] } else { left[MAX] };
+        let (a, b) = (factor(left[MAX], max, gain), factor(right[MAX], max, gain));
+        left[MAX] = max;
+        for slot in [EVEN, ODD] {
+            left[slot] = left[slot] * a + right[slot] * b;
+        }
+        Mix::Both { left: a, right: b }
     }
 
     fn weights_f64(&self, scores: &[f64], visible: &[bool], sink: Option<f64>, weights: &mut [f64]) {

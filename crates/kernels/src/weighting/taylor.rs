@@ -1,5 +1,5 @@
 //! Taylor-2: `w_j = 1 + s_j + s_j^2 / 2`, normalised over the row (Based, HazyResearch). At least 1/2, so that the sum is
-//! positive wherever a key is visible.
+//! positive wherever a key is visible. Merge law: that of [`Normalised`](super::Normalised).
 
 use regard_simd::Simd;
 

@@ -2,6 +2,8 @@
 
 use core::arch::x86_64::*;
 
+use half::{bf16, f16};
+
 use crate::{Isa, Op, Simd, memory_operations, operations};
 
 /// Proof that the machine has [`Isa::Avx2`].
@@ -26,11 +28,47 @@ fn first(n: usize) -> __m256i {
     _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 }
 
+/// The bits of `x` with the nearest bf16 in the high half of each lane, ties to even. What is left in the low half means
+/// nothing.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn round_bf16(x: __m256) -> __m256i {
+    let bits = _mm256_castps_si256(x);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    // Rounding could carry the payload of a NaN into its sign.
+    let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+    let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+    _mm256_blendv_epi8(rounded, quiet, nan)
+}
+
+/// Writes the first `n` of 8 words to `p`.
+///
+/// # Safety
+/// `p..p + n` is writable.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn store_words(p: *mut u16, words: __m128i, n: usize) {
+    debug_assert!(n <= 8);
+    if n == 8 {
+        // SAFETY: the caller's contract.
+        unsafe { _mm_storeu_si128(p.cast(), words) }
+    } else {
+        let mut copy = [0_u16; 8];
+        // SAFETY: the copy has room, and the first n words at p are the caller's contract.
+        unsafe {
+            _mm_storeu_si128(copy.as_mut_ptr().cast(), words);
+            p.copy_from_nonoverlapping(copy.as_ptr(), n);
+        }
+    }
+}
+
 // SAFETY: `Avx2` is made by `detect` only, or by `assume` under the promise that it was.
 unsafe impl Simd for Avx2 {
     const ISA: Isa = Isa::Avx2;
     const LANES: usize = 8;
     const FUSED: bool = true;
+    const NATIVE_BF16: bool = false;
     type F32 = __m256;
     /// All bits of a lane are the truth value.
     type Mask = __m256;
@@ -57,6 +95,12 @@ unsafe impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
 
+    #[inline(always)]
+    fn prefetch_far(self, p: *const f32) {
+        // SAFETY: a prefetch never faults, whatever the address; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+
     operations! { "avx2,fma,f16c";
         fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
         fn add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
@@ -81,6 +125,42 @@ unsafe impl Simd for Avx2 {
         }
         fn mask_to_bits(mask: __m256) -> u64 { u64::from(_mm256_movemask_ps(mask) as u8) }
         fn select(mask: __m256, yes: __m256, no: __m256) -> __m256 { _mm256_blendv_ps(no, yes, mask) }
+        fn low_bf16(pair: __m256) -> __m256 {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(pair)))
+        }
+        fn high_bf16(pair: __m256) -> __m256 {
+            _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(pair), _mm256_set1_epi32(0xffff_0000_u32 as i32)))
+        }
+        fn pair_bf16(low: __m256, high: __m256) -> __m256 {
+            let low = _mm256_srli_epi32::<16>(round_bf16(low));
+            _mm256_castsi256_ps(_mm256_blend_epi16::<0b1010_1010>(low, round_bf16(high)))
+        }
+        fn interleave_bf16(a: __m256, b: __m256) -> [__m256; 2] {
+            let (a, b) = (_mm256_castps_si256(a), _mm256_castps_si256(b));
+            // Within the 128-bit halves, then the halves.
+            let (low, high) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));
+            [
+                _mm256_castsi256_ps(_mm256_permute2x128_si256::<0x20>(low, high)),
+                _mm256_castsi256_ps(_mm256_permute2x128_si256::<0x31>(low, high)),
+            ]
+        }
+        fn quad_sums(x: [__m256; 4]) -> __m256 {
+            let [a, b, c, d] = x;
+            let ab = _mm256_add_ps(
+                _mm256_shuffle_ps::<0b01_00_01_00>(a, b),
+                _mm256_shuffle_ps::<0b11_10_11_10>(a, b),
+            );
+            let cd = _mm256_add_ps(
+                _mm256_shuffle_ps::<0b01_00_01_00>(c, d),
+                _mm256_shuffle_ps::<0b11_10_11_10>(c, d),
+            );
+            // The sums of a group of all four vectors side by side.
+            let sums = _mm256_add_ps(
+                _mm256_shuffle_ps::<0b10_00_10_00>(ab, cd),
+                _mm256_shuffle_ps::<0b11_01_11_01>(ab, cd),
+            );
+            _mm256_permutevar8x32_ps(sums, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
+        }
         fn split_exp2(x: __m256) -> (__m256, __m256) {
             let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
             (_mm256_sub_ps(x, n), n)
@@ -92,10 +172,66 @@ unsafe impl Simd for Avx2 {
         }
     }
 
+    #[inline(always)]
+    fn lane_sums<const N: usize>(self, x: [__m256; N]) -> __m256 {
+        const { assert!(N == 8) };
+        #[inline]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inner(x: [__m256; 8]) -> __m256 {
+            let mut four = [_mm256_setzero_ps(); 4];
+            for i in 0..4 {
+                let (a, b) = (x[i], x[i + 4]);
+                let kept = _mm256_blend_ps::<0xf0>(a, b);
+                four[i] = _mm256_add_ps(kept, _mm256_permute2f128_ps::<0x21>(a, b));
+            }
+            let mut two = [_mm256_setzero_ps(); 2];
+            for i in 0..2 {
+                let (a, b) = (four[i], four[i + 2]);
+                let kept = _mm256_blend_ps::<0xcc>(a, b);
+                two[i] = _mm256_add_ps(kept, _mm256_shuffle_ps::<0b01_00_11_10>(a, b));
+            }
+            let (a, b) = (two[0], two[1]);
+            let (kept, other) = (_mm256_blend_ps::<0xaa>(a, b), _mm256_blend_ps::<0xaa>(b, a));
+            _mm256_add_ps(kept, _mm256_permute_ps::<0b10_11_00_01>(other))
+        }
+        let mut all = [self.zero(); 8];
+        all.copy_from_slice(&x);
+        // SAFETY: `self` is a token, which exists only where the features were detected.
+        unsafe { inner(all) }
+    }
+
     memory_operations! { "avx2,fma,f16c";
+        unsafe fn store_first_f16(p: *mut f16, v: __m256, n: usize) -> () {
+            // SAFETY: the caller's contract.
+            unsafe { store_words(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v), n) }
+        }
+        unsafe fn store_first_bf16(p: *mut bf16, v: __m256, n: usize) -> () {
+            let words = _mm256_srli_epi32::<16>(round_bf16(v));
+            let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            // SAFETY: the caller's contract.
+            unsafe { store_words(p.cast(), _mm_packus_epi32(low, high), n) }
+        }
+        unsafe fn load_f16(p: *const f16) -> __m256 {
+            // SAFETY: the caller's contract.
+            _mm256_cvtph_ps(unsafe { _mm_loadu_si128(p.cast()) })
+        }
+        unsafe fn load_bf16(p: *const bf16) -> __m256 {
+            // SAFETY: the caller's contract.
+            let wide = _mm256_cvtepu16_epi32(unsafe { _mm_loadu_si128(p.cast()) });
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+        unsafe fn load_i8(p: *const i8) -> __m256 {
+            // SAFETY: the caller's contract.
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(p.cast()) }))
+        }
         unsafe fn load(p: *const f32) -> __m256 {
             // SAFETY: the caller's contract.
             unsafe { _mm256_loadu_ps(p) }
+        }
+        unsafe fn load_quad(p: *const f32) -> __m256 {
+            // SAFETY: the caller's contract.
+            let quad = unsafe { _mm_loadu_ps(p) };
+            _mm256_set_m128(quad, quad)
         }
         unsafe fn store(p: *mut f32, v: __m256) -> () {
             // SAFETY: the caller's contract.

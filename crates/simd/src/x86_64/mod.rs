@@ -2,6 +2,8 @@
 
 mod avx2;
 mod avx512;
+mod avx512_bf16;
 
 pub use avx2::Avx2;
 pub use avx512::Avx512;
+pub use avx512_bf16::Avx512Bf16;

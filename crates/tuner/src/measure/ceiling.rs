@@ -1,15 +1,27 @@
 //! The ceilings of the machine as probes that can be sampled between other work.
 
-use regard_simd::{Level, probe};
+use regard_simd::probe::{self, ReadWay};
+use regard_simd::{Extension, Level};
 
 use super::calibrate;
 use super::stopwatch::Stopwatch;
 use crate::stats::median;
 
+/// What is multiplied and added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// f32, one multiply-add at a time.
+    #[default]
+    F32,
+    /// Pairs of bf16, whose products are added in f32.
+    Bf16Dots,
+}
+
 /// How fast one core can multiply and add.
 #[derive(Clone, Copy, Debug)]
 pub struct FmaProbe {
     level: Level,
+    arithmetic: Arithmetic,
     /// The iterations of a part.
     iterations: u64,
 }
@@ -26,19 +38,37 @@ impl FmaProbe {
 
     /// A probe of the f32 peak of `level`. Takes some milliseconds to find how long its samples have to be.
     pub fn new(level: Level) -> Self {
-        let iterations = calibrate(Self::PART_SECONDS, |iterations| {
+        Self::calibrated(level, Arithmetic::F32)
+    }
+
+    /// The same of the peak of dot products of bf16; `None` where the machine has no instruction for them at the level.
+    pub fn dots(level: Level) -> Option<Self> {
+        Extension::Bf16.is_available_at(level.isa()).then(|| Self::calibrated(level, Arithmetic::Bf16Dots))
+    }
+
+    fn calibrated(level: Level, arithmetic: Arithmetic) -> Self {
+        let mut probe = Self { level, arithmetic, iterations: 1 };
+        probe.iterations = calibrate(Self::PART_SECONDS, |iterations| {
             let watch = Stopwatch::start();
-            probe::fma_chains(level, iterations);
+            probe.chains(iterations);
             watch.seconds()
         });
-        Self { level, iterations }
+        probe
+    }
+
+    /// Gives the floating point operations.
+    fn chains(&self, iterations: u64) -> u64 {
+        match self.arithmetic {
+            Arithmetic::F32 => probe::fma_chains(self.level, iterations),
+            Arithmetic::Bf16Dots => probe::bf16_chains(self.level, iterations).unwrap_or(0),
+        }
     }
 
     /// The peak now, in GFLOP/s. Takes 3 ms and leaves the caches alone.
     pub fn sample(&self) -> f64 {
         let parts = [(); Self::PARTS].map(|()| {
             let watch = Stopwatch::start();
-            let operations = probe::fma_chains(self.level, self.iterations);
+            let operations = self.chains(self.iterations);
             operations as f64 / watch.seconds() / 1e9
         });
         median(&parts)
@@ -49,6 +79,7 @@ impl FmaProbe {
 #[derive(Clone, Debug)]
 pub struct ReadProbe {
     level: Level,
+    way: ReadWay,
     buffer: Vec<f32>,
     /// Elements before the first whole cache line of the buffer: vectors that straddle two lines cost up to 5 %.
     start: usize,
@@ -79,23 +110,43 @@ impl ReadProbe {
         if bytes > Self::DEFAULT_BYTES { bytes } else { Self::DEFAULT_BYTES }
     }
 
-    /// A probe of the bandwidth with the loads and prefetches of `level`, on a buffer of this many bytes, which is
-    /// written once here.
+    /// A probe of the bandwidth with the loads of `level`, on a buffer of this many bytes, which is written once here. Tries
+    /// every way of reading and keeps the fastest, which takes a quarter of a second.
     ///
     /// A buffer that fits a cache probes that cache.
     pub fn new(level: Level, bytes: usize) -> Self {
+        let mut probe = Self::with_way(level, bytes, ReadWay::ALL[0]);
+        let way = fastest_way(&mut |way| {
+            probe.way = way;
+            probe.sample()
+        });
+        Self { way, ..probe }
+    }
+
+    /// The same with one way of reading.
+    pub fn with_way(level: Level, bytes: usize, way: ReadWay) -> Self {
         const LINE_BYTES: usize = 64;
         const ELEMENT_BYTES: usize = size_of::<f32>();
         // Not zeros, which could be one page of the operating system many times over.
         let buffer = vec![1.0; (bytes + LINE_BYTES) / ELEMENT_BYTES];
         let start = buffer.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES / ELEMENT_BYTES);
-        let mut probe = Self { level, buffer, start, pieces: 1, next: 0 };
+        let mut probe = Self { level, way, buffer, start, pieces: 1, next: 0 };
         probe.pieces = calibrate(Self::SAMPLE_SECONDS, |pieces| {
             let watch = Stopwatch::start();
             probe.sweep(pieces);
             watch.seconds()
         });
         probe
+    }
+
+    /// The way of reading.
+    pub fn way(&self) -> ReadWay {
+        self.way
+    }
+
+    /// Reads in another way from now on.
+    pub fn set_way(&mut self, way: ReadWay) {
+        self.way = way;
     }
 
     /// The bandwidth now, in GB/s. Takes 5 to 10 ms, going on in the buffer where the last sample ended, and leaves the
@@ -114,12 +165,29 @@ impl ReadProbe {
         let mut bytes = 0;
         for _ in 0..pieces {
             let piece = &buffer[self.next * length..][..length];
-            probe::read_sweep(self.level, piece);
+            probe::read_sweep(self.level, self.way, piece);
             bytes += size_of_val(piece);
             self.next = (self.next + 1) % count;
         }
         bytes
     }
+}
+
+/// The fastest way of reading, where `sample` gives the rate of a way once. All of them take turns; the better ones have more
+/// of them.
+pub fn fastest_way(sample: &mut dyn FnMut(ReadWay) -> f64) -> ReadWay {
+    /// Rounds, and the ways that stay in each.
+    const STAGES: [(usize, usize); 2] = [(2, ReadWay::ALL.len()), (4, 4)];
+    let mut ways = ReadWay::ALL.map(|way| (way, Vec::new()));
+    for (rounds, stay) in STAGES {
+        for _ in 0..rounds {
+            for (way, rates) in &mut ways[..stay] {
+                rates.push(sample(*way));
+            }
+        }
+        ways[..stay].sort_by(|(_, a), (_, b)| median(b).total_cmp(&median(a)));
+    }
+    ways[0].0
 }
 
 /// The probes that are sampled around timed work. They belong to the core that they run on: make and use them on the
@@ -128,6 +196,8 @@ impl ReadProbe {
 pub struct Probes {
     /// The multiply-add peak.
     pub fma: Option<FmaProbe>,
+    /// The peak of dot products of bf16.
+    pub dots: Option<FmaProbe>,
     /// The read bandwidth.
     pub read: Option<ReadProbe>,
 }
@@ -135,17 +205,17 @@ pub struct Probes {
 impl Probes {
     /// For work that is limited by arithmetic.
     pub fn compute(level: Level) -> Self {
-        Self { fma: Some(FmaProbe::new(level)), read: None }
+        Self { fma: Some(FmaProbe::new(level)), ..Self::default() }
     }
 
     /// For work that is limited by reading memory; `bytes` as for [`ReadProbe::new`].
     pub fn memory(level: Level, bytes: usize) -> Self {
-        Self { fma: None, read: Some(ReadProbe::new(level, bytes)) }
+        Self { read: Some(ReadProbe::new(level, bytes)), ..Self::default() }
     }
 
     /// For work that may be limited by either; `bytes` as for [`ReadProbe::new`].
     pub fn both(level: Level, bytes: usize) -> Self {
-        Self { fma: Some(FmaProbe::new(level)), read: Some(ReadProbe::new(level, bytes)) }
+        Self { read: Some(ReadProbe::new(level, bytes)), ..Self::compute(level) }
     }
 
     /// The ceilings now.
@@ -153,18 +223,44 @@ impl Probes {
         // In this order: for some milliseconds after a sweep of the memory a core multiplies 1 % slower. The next work
         // is in that time, so its ceiling has to be as well.
         let read_gbytes_per_s = self.read.as_mut().map(ReadProbe::sample);
+        let dot_gflops = self.dots.as_ref().map(FmaProbe::sample);
         let gflops = self.fma.as_ref().map(FmaProbe::sample);
-        Ceilings { gflops, read_gbytes_per_s }
+        Ceilings { gflops, dot_gflops, read_gbytes_per_s }
     }
 }
 
-/// What [`Probes::sample`] found.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The ceilings at some time, or their medians.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Ceilings {
-    /// The multiply-add peak of the core, in GFLOP/s, if it is probed.
+    /// The multiply-add peak, in GFLOP/s, if it is probed.
     pub gflops: Option<f64>,
-    /// The read bandwidth of the core, in GB/s, if it is probed.
+    /// The peak of dot products of bf16, in GFLOP/s, if it is probed.
+    pub dot_gflops: Option<f64>,
+    /// The read bandwidth, in GB/s, if it is probed.
     pub read_gbytes_per_s: Option<f64>,
+}
+
+impl Ceilings {
+    /// The peak of some arithmetic, in GFLOP/s, if it is probed.
+    pub fn peak(&self, arithmetic: Arithmetic) -> Option<f64> {
+        match arithmetic {
+            Arithmetic::F32 => self.gflops,
+            Arithmetic::Bf16Dots => self.dot_gflops,
+        }
+    }
+
+    /// The median of each.
+    pub(super) fn medians(all: &[Self]) -> Self {
+        let median_of = |figure: fn(&Self) -> Option<f64>| {
+            let figures: Option<Vec<f64>> = all.iter().map(figure).collect();
+            figures.as_deref().map(median)
+        };
+        Self {
+            gflops: median_of(|ceilings| ceilings.gflops),
+            dot_gflops: median_of(|ceilings| ceilings.dot_gflops),
+            read_gbytes_per_s: median_of(|ceilings| ceilings.read_gbytes_per_s),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -174,14 +270,36 @@ mod tests {
     #[test]
     fn every_level_has_ceilings() {
         for &level in Level::available() {
-            let mut probes = Probes::both(level, 1 << 22);
+            let mut probes = Probes { dots: FmaProbe::dots(level), ..Probes::both(level, 1 << 22) };
             let found = probes.sample();
             println!("{}: {found:?}", level.isa());
             for figure in [found.gflops, found.read_gbytes_per_s] {
                 assert!(figure.is_some_and(|figure| figure.is_finite() && figure > 0.0), "{}", level.isa());
             }
+            assert_eq!(found.dot_gflops.is_some(), Extension::Bf16.is_available_at(level.isa()));
+            assert_eq!(found.dot_gflops, found.peak(Arithmetic::Bf16Dots));
         }
-        assert_eq!(Probes::default().sample(), Ceilings { gflops: None, read_gbytes_per_s: None });
+        assert_eq!(Probes::default().sample(), Ceilings::default());
+    }
+
+    #[test]
+    fn medians_are_of_what_is_always_there() {
+        let ceilings = |gflops, read| Ceilings { gflops: Some(gflops), dot_gflops: None, read_gbytes_per_s: read };
+        let found = Ceilings::medians(&[ceilings(3.0, Some(1.0)), ceilings(1.0, None), ceilings(2.0, Some(5.0))]);
+        assert_eq!(found, ceilings(2.0, None));
+    }
+
+    #[test]
+    fn the_fastest_way_is_kept() {
+        // The last way is the best one, but for its first sample.
+        let best = ReadWay::ALL[11];
+        let mut samples = 0;
+        let found = fastest_way(&mut |way| {
+            samples += 1;
+            if way == best && samples > 12 { 9.0 } else { 5.0 }
+        });
+        assert_eq!(found, best);
+        assert_eq!(samples, 2 * 12 + 4 * 4);
     }
 
     #[test]
@@ -189,7 +307,8 @@ mod tests {
         let level = Level::best();
         let two_pieces_and_a_half = ReadProbe::PIECE_BYTES * 5 / 2;
         for (bytes, pieces) in [(0, 1), (100, 1), (1 << 16, 1), (two_pieces_and_a_half, 2)] {
-            let mut probe = ReadProbe { level, buffer: vec![1.0; bytes / 4 + 16], start: 3, pieces: 1, next: 0 };
+            let (way, buffer) = (ReadWay::ALL[0], vec![1.0; bytes / 4 + 16]);
+            let mut probe = ReadProbe { level, way, buffer, start: 3, pieces: 1, next: 0 };
             for swept in 1..8 {
                 let once = probe.sweep(1);
                 assert!(once > 0 && once * pieces <= bytes + 64);

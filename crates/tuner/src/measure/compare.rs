@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Budget, FmaProbe, Timed};
+use super::{Budget, FmaProbe, SAMPLE_SECONDS, Timed};
 use crate::stats::{Interval, Random, median, median_interval};
 
 /// What [`compare`] found.
@@ -46,7 +46,7 @@ impl Comparison {
 ///
 /// See [`super::measure`] for the rest: one call of each to warm up, samples of a millisecond.
 pub fn compare(a: impl FnMut(), b: impl FnMut(), budget: Budget) -> Comparison {
-    let (mut a, mut b) = (Timed::new(a), Timed::new(b));
+    let (mut a, mut b) = (Timed::new(a, SAMPLE_SECONDS), Timed::new(b, SAMPLE_SECONDS));
     let (mut a_seconds, mut b_seconds) = (Vec::new(), Vec::new());
     let start = Instant::now();
     while budget.goes_on(start, a_seconds.len()) {
@@ -90,7 +90,7 @@ impl RoundRobin {
 /// The clock of a round is seen by a canary, the multiply-add peak before and after it; the samples of a round are
 /// normalised by it. The order depends on `seed` only.
 pub fn round_robin<F: FnMut()>(canary: &FmaProbe, candidates: &mut [F], rounds: usize, seed: u64) -> RoundRobin {
-    let mut candidates: Vec<_> = candidates.iter_mut().map(Timed::new).collect();
+    let mut candidates: Vec<_> = candidates.iter_mut().map(|run| Timed::new(run, SAMPLE_SECONDS)).collect();
     let mut seconds = vec![Vec::with_capacity(rounds); candidates.len()];
     let mut order: Vec<usize> = (0..candidates.len()).collect();
     let mut random = Random::new(seed);

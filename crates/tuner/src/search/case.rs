@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 
 use regard_kernels::launch::{self, Call, Executor, Outputs, Sequence, Temperatures};
+use regard_kernels::tensor::Tensor;
 use regard_kernels::view::{View, ViewMut};
 use regard_kernels::weighting::{AnyWeighting, Kind};
 use regard_kernels::{Count, Schedule, Shift};
@@ -73,7 +74,15 @@ impl Case {
             level,
             inputs: [normal(1, queries), normal(2, keys), normal(3, keys)],
             weighting: anchor.weighting(),
-            sequences: [Sequence { keys, band: anchor.band(), offset: 0 }],
+            sequences: [Sequence {
+                batch: 0,
+                first_query: 0,
+                queries,
+                first_key: 0,
+                keys,
+                band: anchor.band(),
+                offset: 0,
+            }],
             buffers: RefCell::new(Buffers {
                 out: vec![f32::from_bits(UNTOUCHED); heads * queries * head_dim + 2 * GUARD],
                 workspace: Vec::new(),
@@ -87,12 +96,15 @@ impl Case {
     fn call(&self) -> Call<'_> {
         let Anchor { head_dim, queries, keys, heads, .. } = self.anchor;
         let [q, k, v] = &self.inputs;
-        let view =
-            |data, rows| View::bhsd(data, [1, heads, rows, head_dim]).expect("inputs are as long as their shape");
+        let view = |data, rows| {
+            let view = View::bhsd(data, [1, heads, rows, head_dim]).expect("inputs are as long as their shape");
+            Tensor::F32(view)
+        };
         Call {
             q: view(q, queries),
             k: view(k, keys),
             v: view(v, keys),
+            pages: None,
             sequences: &self.sequences,
             keep: None,
             bias: None,
@@ -133,7 +145,8 @@ impl Case {
         let within = GUARD..out.len() - GUARD;
         let out = ViewMut::bhsd(&mut out[within], [1, heads, queries, head_dim]).expect("the output has this shape");
         let end = workspace.len() - GUARD;
-        launch::run(&call, &choice, Outputs { out, lse: None }, &mut workspace[GUARD..end], &Serial);
+        let outputs = Outputs::Rows { out: out.into(), lse: None };
+        launch::run(&call, &choice, outputs, &mut workspace[GUARD..end], &Serial);
     }
 
     /// Computes the problem once, and says what is wrong with the result or with the memory around it.
@@ -198,7 +211,7 @@ impl Case {
         let seen = self.sequences[0].band.visible(query, keys);
         let visible: Vec<bool> = (0..keys).map(|key| seen.contains(&key)).collect();
         let product = |key: usize| {
-            let pairs = (0..head_dim).map(|c| (*call.q.get([0, head, query, c]), *call.k.get([0, head, key, c])));
+            let pairs = (0..head_dim).map(|c| (call.q.get([0, head, query, c]), call.k.get([0, head, key, c])));
             if self.weighting.kind() == Kind::Weighted {
                 return pairs.map(|(q, k)| f64::from(q) * f64::from(k)).sum();
             }
@@ -214,7 +227,7 @@ impl Case {
         let mut weights = vec![0.0; keys];
         self.weighting.weights_f64(&scores, &visible, None, &mut weights);
         let columns = (0..head_dim).map(|c| {
-            let terms = seen.clone().map(|key| weights[key] * f64::from(*call.v.get([0, head, key, c])));
+            let terms = seen.clone().map(|key| weights[key] * f64::from(call.v.get([0, head, key, c])));
             terms.fold((0.0, 0.0), |(sum, tolerance), term| (sum + term, tolerance + TOLERANCE * term.abs()))
         });
         SampledRow { head, query, columns: columns.collect() }
@@ -226,6 +239,7 @@ mod tests {
     use regard_kernels::table::kernels;
     use regard_profile::Family;
 
+    use super::super::space::f32_kernels;
     use super::*;
 
     fn small(family: Family) -> Case {
@@ -237,7 +251,7 @@ mod tests {
     fn every_kernel_passes_the_gate() {
         for family in [Family::Exponential, Family::Selection, Family::Pointwise, Family::Normalised] {
             let case = small(family);
-            for kernel in kernels(case.level) {
+            for kernel in f32_kernels(case.level) {
                 let candidate = Candidate { kernel, key_block: 16, query_block: 20 };
                 assert_eq!(case.verify(&candidate), Ok(()), "{candidate:?}");
             }

@@ -1,7 +1,8 @@
 //! What there is to choose from.
 
-use regard_kernels::launch::Choice;
-use regard_kernels::table::{KEY_BLOCKS, Kernel, QUERY_BLOCKS, kernels};
+use regard_kernels::launch::{Choice, Split};
+use regard_kernels::table::{KEY_BLOCKS, Kernel, QUERY_BLOCKS, kernels, rows_kernel};
+use regard_kernels::tensor::Dtype;
 use regard_profile::{Caches, Config, TileQuery, Tiles, tiles};
 use regard_simd::Level;
 
@@ -18,14 +19,25 @@ pub(super) struct Candidate {
 impl Candidate {
     /// What plans choose without a profile.
     pub(super) fn of_model(level: Level, caches: &Caches, anchor: &Anchor) -> Self {
-        let kernel = &kernels(level)[0];
+        let kernel = f32_kernels(level).next().expect("every level has kernels");
         let Tiles { key_block, query_block } = model(kernel, caches, anchor);
         Self { kernel, key_block, query_block }
     }
 
     pub(super) fn choice(&self, level: Level) -> Choice {
         let Self { kernel, key_block, query_block } = *self;
-        Choice { level, kernel, key_block, query_block, copy: false }
+        Choice {
+            level,
+            kernel,
+            key_block,
+            query_block,
+            copy: false,
+            rows: rows_kernel(level, Dtype::F32, false),
+            // Not that it is used.
+            rows_key_block: *KEY_BLOCKS.end(),
+            rows_up_to: 0,
+            split: Split::Never,
+        }
     }
 
     pub(super) fn config(&self) -> Config {
@@ -36,6 +48,11 @@ impl Candidate {
     fn is(&self, other: &Self) -> bool {
         self.config() == other.config()
     }
+}
+
+/// The lanes kernels that compute f32, the one to use when nothing was measured first.
+pub(super) fn f32_kernels(level: Level) -> impl Iterator<Item = &'static Kernel> {
+    kernels(level).iter().filter(|kernel| kernel.dtype == Dtype::F32)
 }
 
 fn model(kernel: &Kernel, caches: &Caches, anchor: &Anchor) -> Tiles {
@@ -51,7 +68,7 @@ fn model(kernel: &Kernel, caches: &Caches, anchor: &Anchor) -> Tiles {
 /// The key blocks to choose from for all anchors at once. The first is the model's, for the anchor where it takes the
 /// fewest keys: what fits there fits everywhere.
 pub(super) fn key_blocks(level: Level, caches: &Caches, anchors: &[Anchor], quick: bool) -> Vec<usize> {
-    let kernel = &kernels(level)[0];
+    let kernel = f32_kernels(level).next().expect("every level has kernels");
     let modelled = anchors.iter().map(|anchor| model(kernel, caches, anchor).key_block);
     let mut blocks: Vec<usize> = modelled.min().into_iter().collect();
     let steps: &[usize] = if quick { &[96, 144, 192, 288, 384] } else { &[48, 96, 144, 192, 240, 288, 384, 576] };
@@ -77,11 +94,11 @@ pub(super) fn candidates(level: Level, caches: &Caches, anchor: &Anchor, key_blo
             found.push(candidate);
         }
     };
-    for kernel in kernels(level) {
+    for kernel in f32_kernels(level) {
         add(kernel, model(kernel, caches, anchor).query_block);
     }
     let row = 2 * anchor.head_dim * size_of::<f32>();
-    for kernel in kernels(level) {
+    for kernel in f32_kernels(level) {
         for tiles in [1, 2, 4, 6, 8] {
             let rows = tiles * kernel.tile.rows;
             // Queries and outputs in half of L2; a block that holds all queries is as good as any larger one.
@@ -109,7 +126,7 @@ mod tests {
                     let modelled = Candidate::of_model(level, &caches, anchor);
                     let found = candidates(level, &caches, anchor, modelled.key_block);
                     assert!(found[0].is(&modelled));
-                    assert!(found.len() >= kernels(level).len(), "{found:?}");
+                    assert!(found.len() >= f32_kernels(level).count(), "{found:?}");
                     for (i, candidate) in found.iter().enumerate() {
                         assert!(!found[..i].iter().any(|other| other.is(candidate)), "{candidate:?} twice");
                     }

@@ -1,246 +1,288 @@
-//! One case: inputs, plan, measurement, and the line that comes of it.
+//! One case: inputs, plan and measurement.
 
-use std::sync::{Mutex, PoisonError};
-
-use regard::{Execution, Isa, Level, Plan, Problem, Setup, Shape, View, ViewMut};
-use regard_tuner::inputs::standard_normal;
-use regard_tuner::measure::{Budget, Efficiency, FmaProbe, ReadProbe, measure_against};
+use regard::{Dtype, Level, Plan, Problem, Setup};
+use regard_tuner::inputs;
+use regard_tuner::measure::{Arithmetic, Budget, Efficiency, Measurement, ReadProbe, ReadWay, Work, measure_against};
 use regard_tuner::pin;
 use regard_tuner::stats::Random;
-use serde::Serialize;
-use serde_json::Value;
 
-use crate::check::{self, Deviation};
+use super::ceilings::{Limits, Ways};
+use super::inputs::{Inputs, tensor};
+use super::line::Line;
+use crate::check::{Deviation, Reference, Tolerance};
 use crate::error::CliError;
-use crate::problem_args::{Layout, ProblemArgs};
-use crate::setup::Threads;
+use crate::problem_args::ProblemArgs;
+use crate::sequences::SequenceArgs;
+use crate::setup::{self, Threads};
+use crate::shape_args::{ShapeArgs, Sizes, Stand};
 
 /// A problem to be measured.
-pub(super) struct Case<'a> {
-    pub(super) problem: &'a ProblemArgs,
-    pub(super) shape: Shape,
-    pub(super) setup: &'a Setup,
+#[derive(Clone, Debug)]
+pub(super) struct Case {
+    pub(super) shape: ShapeArgs,
+    pub(super) sequences: SequenceArgs,
+    /// The element type of k and v.
+    pub(super) dtype: Dtype,
+    pub(super) problem: ProblemArgs,
+}
+
+/// How to measure, whatever the case.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
     pub(super) seconds: f64,
+    pub(super) out_dtype: Dtype,
+    /// Whether K and V may stay in the caches from a call to the next.
+    pub(super) warm: bool,
+    /// How to read memory; the fastest way if none.
+    pub(super) way: Option<ReadWay>,
 }
 
-/// What was measured.
-#[derive(Debug, Serialize)]
-pub(super) struct Line {
-    batch: usize,
-    heads: usize,
-    kv_heads: usize,
-    queries: usize,
-    keys: usize,
-    head_dim: usize,
-    value_dim: usize,
-    dtype: &'static str,
-    #[serde(flatten)]
-    options: serde_json::Map<String, Value>,
-    seconds: f64,
-    gflops: f64,
-    peak_gflops: f64,
-    fraction_of_peak: f64,
-    kv_gbytes_per_s: f64,
-    read_gbytes_per_s: f64,
-    fraction_of_bandwidth: f64,
-    max_abs_error: f64,
-    isa: &'static str,
-    kernel: &'static str,
-    key_block: usize,
-    query_block: usize,
-    tasks: usize,
-    threads: usize,
-    /// The core that one thread was pinned to.
-    core: Option<usize>,
-    rounds: usize,
-    why: String,
-    #[serde(skip)]
-    deviation: Deviation,
-}
+/// Rows whose error is looked at, at most and at least.
+const SAMPLED_ROWS: [usize; 2] = [24, 4];
 
-/// The part of the time that the compute ceiling gets; the rest is for the bandwidth.
-const COMPUTE_PART: f64 = 0.7;
+/// Elements of K and V that are looked at for that, unless rows are too long.
+const SAMPLED_ELEMENTS: usize = 1 << 25;
 
-/// Rounds against the bandwidth, at least. Most cases are far from it.
-const MEMORY_ROUNDS: usize = 5;
+impl Case {
+    /// Finds what is wrong with it. Takes no memory to speak of.
+    pub(super) fn check(&self) -> Result<(), CliError> {
+        self.problem.check_layout(self.sequences.varlen.is_some())?;
+        let options = self.problem.attention()?;
+        let sizes = self.shape.sizes(&self.sequences)?;
+        Stand::new(&sizes, self.dtype).problem(&options).map(drop)
+    }
 
-/// Rows whose error is looked at.
-const SAMPLED_ROWS: usize = 24;
-
-impl Case<'_> {
-    pub(super) fn measure(&self) -> Result<Line, CliError> {
-        let (asked, allowed) = (self.problem.threads.unwrap_or(1), self.setup.machine.cores.allowed);
+    pub(super) fn measure(&self, manner: Manner, setup: &Setup, ways: &mut Ways) -> Result<Line, CliError> {
+        let (asked, allowed) = (self.problem.threads.unwrap_or(1), setup.machine.cores.allowed);
         if usize::from(asked) > allowed {
             // Each of them would reach its ceiling, one after the other.
             return Err(CliError::Input(format!("--threads is {asked}, but this process may use {allowed} CPUs only")));
         }
-        let threads = Threads::new(Some(asked), &self.setup.machine)?;
+        let threads = Threads::new(Some(asked), &setup.machine)?;
         // Inputs are made where they are used, so that the memory is near.
         if threads.count() == 1 {
-            let pinned = pin::pinned(|| self.on_this_thread(&threads));
+            let pinned = pin::pinned(|| self.on_this_thread(manner, setup, &threads, ways));
             return Ok(Line { core: pinned.core, ..pinned.value? });
         }
-        self.on_this_thread(&threads)
+        self.on_this_thread(manner, setup, &threads, ways)
     }
 
-    fn on_this_thread(&self, threads: &Threads) -> Result<Line, CliError> {
-        let Shape { batch, query_heads, kv_heads, queries, keys, head_dim, value_dim } = self.shape;
+    fn on_this_thread(
+        &self,
+        manner: Manner,
+        setup: &Setup,
+        threads: &Threads,
+        ways: &mut Ways,
+    ) -> Result<Line, CliError> {
         let options = self.problem.attention()?;
-        let [q, k, v] = [
-            Tensor::normal("q", [batch, query_heads, queries, head_dim])?,
-            Tensor::normal("k", [batch, kv_heads, keys, head_dim])?,
-            Tensor::normal("v", [batch, kv_heads, keys, value_dim])?,
-        ];
-        let layout = self.problem.layout;
-        let (q, k, v) = (q.view(layout)?, k.view(layout)?, v.view(layout)?);
-        let problem = Problem::new(&options, q, k, v)?;
-        let plan = Plan::new(&problem, self.setup);
-        let level = Level::of(plan.isa())?;
+        let sizes = self.shape.sizes(&self.sequences)?;
+        let cache = setup.machine.caches.l3_or_default();
+        let bytes = read_bytes(&Stand::new(&sizes, self.dtype).problem(&options)?);
+        let copies = if manner.warm { 1 } else { copies(&sizes, self.dtype, bytes, cache) };
 
-        let shape = layout.arrange(self.shape.out());
-        let mut out = vec![0.0; length("out", shape)?];
+        let order = self.problem.layout(self.sequences.varlen.is_some()).order();
+        let Inputs { q, k, v, mut out } = Inputs::new(&sizes, order, [self.dtype, manner.out_dtype], copies)?;
+        let problem = |copy| {
+            let [q, k, v] = [tensor("q", &q, 0)?, tensor("k", &k, copy)?, tensor("v", &v, copy)?];
+            sizes.problem(&options, [q, k, v])
+        };
+        let problems: Vec<Problem<'_>> = (0..copies).map(problem).collect::<Result<_, _>>()?;
+        let problem = &problems[0];
+        let plan = Plan::new(problem, setup);
+        let level = Level::of(plan.isa())?;
+        let kernels = kernels(problem, &plan);
+        let dots = kernels.iter().any(|kernel| setup::extension(level, kernel).is_some());
+
         let mut workspace = vec![0.0; plan.workspace_len(threads.count())];
+        let mut turn = 0;
         let mut run = || {
-            let out = match layout {
-                Layout::Bhsd => ViewMut::bhsd(&mut out, shape),
-                Layout::Bshd => ViewMut::bshd(&mut out, shape),
-            };
-            let out = out.map_err(|source| regard::Error::View { tensor: "out", source })?;
-            plan.run(&problem, out, None, &mut workspace, threads.execution())
+            let out = out.tensor_mut().map_err(|source| regard::Error::View { tensor: "out", source })?;
+            let problem = &problems[turn];
+            turn = (turn + 1) % problems.len();
+            plan.run(problem, out, None, &mut workspace, threads.execution())
         };
         // What can go wrong goes wrong here.
         run()?;
-        let mut timed = || drop(run());
-        let ceilings = Ceilings::new(level, threads, self.setup);
-        let budget = Budget::seconds(COMPUTE_PART * self.seconds);
-        let (seconds, compute) = ceilings.compute(problem.flops(), budget, &mut timed);
-        let budget = Budget { seconds: (1.0 - COMPUTE_PART) * self.seconds, min_rounds: MEMORY_ROUNDS };
-        let memory = ceilings.memory(problem.kv_bytes(), budget, &mut timed);
-        let deviation = deviation(&problem, plan.isa(), v, Tensor { data: out, shape }.view_as_is(layout)?);
-        Ok(Line {
-            batch,
-            heads: query_heads,
-            kv_heads,
-            queries,
-            keys,
-            head_dim,
-            value_dim,
-            dtype: "f32",
-            options: super::options::to_json(self.problem),
+        let work = Work {
+            flops: problem.flops(),
+            arithmetic: if dots { Arithmetic::Bf16Dots } else { Arithmetic::F32 },
+            bytes,
+        };
+        let limits = Limits::new(level, threads, dots, ReadProbe::bytes_for(cache), manner.way, ways);
+        let budget = Budget::seconds(manner.seconds);
+        let found = measure_against(&mut || limits.sample(), true, work, budget, || drop(run()));
+        let reference = Reference {
+            problem,
+            plan: &plan,
+            v: tensor("v", &v, 0)?,
+            place: &|sequence, key| sizes.arrangement.place(sequence, key),
+            tolerance: Tolerance::new(dots, manner.out_dtype),
+        };
+        let deviation = deviation(&reference, &tensor("out", &out, 0)?);
+        let measured = Measured { found, bytes, copies, way: limits.way, deviation };
+        Ok(self.line(manner, problem, &plan, kernels, threads, measured))
+    }
+}
+
+/// What came of a case.
+struct Measured {
+    found: Measurement,
+    bytes: f64,
+    copies: usize,
+    way: ReadWay,
+    deviation: Deviation,
+}
+
+impl Case {
+    fn line(
+        &self,
+        manner: Manner,
+        problem: &Problem<'_>,
+        plan: &Plan,
+        kernels: Vec<&'static str>,
+        threads: &Threads,
+        measured: Measured,
+    ) -> Line {
+        let shape = problem.shape();
+        let Measured { found, bytes, copies, way, deviation } = measured;
+        let fraction_of_roof = found.fraction_of_roof().unwrap_or(0.0);
+        let Measurement { seconds, rounds, ceilings, compute, memory } = found;
+        let of = |efficiency: &Option<Efficiency>| {
+            efficiency.as_ref().map_or([0.0; 2], |efficiency| [efficiency.rate, efficiency.fraction])
+        };
+        let [[gflops, fraction_of_peak], [kv_gbytes_per_s, fraction_of_bandwidth]] = [of(&compute), of(&memory)];
+        Line {
+            batch: shape.batch,
+            heads: shape.query_heads,
+            kv_heads: shape.kv_heads,
+            queries: shape.queries,
+            keys: shape.keys,
+            head_dim: shape.head_dim,
+            value_dim: shape.value_dim,
+            varlen: self.sequences.varlen.as_ref().map(ToString::to_string),
+            total_queries: problem.sequences().iter().map(|sequence| sequence.queries).sum(),
+            total_keys: problem.sequences().iter().map(|sequence| sequence.keys).sum(),
+            paged: self.sequences.paged,
+            dtype: problem.kv_dtype().name(),
+            q_dtype: problem.q_dtype().name(),
+            out_dtype: manner.out_dtype.name(),
+            options: super::options::to_json(&self.problem, self.sequences.varlen.is_some()),
             seconds,
-            gflops: compute.rate,
-            peak_gflops: compute.ceiling,
-            fraction_of_peak: compute.fraction,
-            kv_gbytes_per_s: problem.kv_bytes() / seconds / 1e9,
-            read_gbytes_per_s: memory.ceiling,
-            fraction_of_bandwidth: memory.fraction,
+            gflops,
+            peak_gflops: ceilings.gflops.unwrap_or(0.0),
+            dot_peak_gflops: ceilings.dot_gflops,
+            fraction_of_peak,
+            kv_bytes: bytes,
+            warm: manner.warm,
+            copies,
+            kv_gbytes_per_s,
+            read_gbytes_per_s: ceilings.read_gbytes_per_s.unwrap_or(0.0),
+            read_way: way.to_string(),
+            fraction_of_bandwidth,
+            fraction_of_roof,
             max_abs_error: deviation.max_abs_error,
+            max_relative_error: deviation.max_relative_error,
             isa: plan.isa().name(),
             kernel: plan.kernel(),
+            kernels,
             key_block: plan.key_block(),
             query_block: plan.query_block(),
+            span: plan.span_for(shape.queries, shape.keys),
             tasks: plan.tasks(),
             threads: threads.count(),
             core: None,
-            rounds: compute.ratios.len(),
+            rounds,
             why: plan.why().to_string(),
             deviation,
-        })
-    }
-}
-
-impl Line {
-    /// An error if the output is wrong.
-    pub(super) fn verdict(&self) -> Result<(), CliError> {
-        if self.deviation.is_rounding() {
-            return Ok(());
-        }
-        let Self { kernel, max_abs_error, .. } = self;
-        Err(CliError::Failed(format!("{kernel} is wrong: the largest error against f64 is {max_abs_error:e}")))
-    }
-}
-
-/// The ceilings of the threads of a case.
-struct Ceilings<'a> {
-    level: Level,
-    threads: &'a Threads,
-    /// Bytes that no cache holds, all threads together.
-    bytes: usize,
-}
-
-impl<'a> Ceilings<'a> {
-    fn new(level: Level, threads: &'a Threads, setup: &Setup) -> Self {
-        Self { level, threads, bytes: ReadProbe::bytes_for(setup.machine.caches.l3_or_default()) }
-    }
-
-    /// What all threads reach at once, by what each of them reaches.
-    fn sum(&self, sample: &(dyn Fn(usize) -> f64 + Sync)) -> f64 {
-        match self.threads.execution() {
-            Execution::Pool(pool) => pool.broadcast(|thread| sample(thread.index())).iter().sum(),
-            _ => sample(0),
         }
     }
-
-    fn compute(&self, flops: f64, budget: Budget, run: &mut dyn FnMut()) -> (f64, Efficiency) {
-        let probe = FmaProbe::new(self.level);
-        measure_against(&mut || self.sum(&|_| probe.sample()), false, flops, budget, run)
-    }
-
-    fn memory(&self, bytes: f64, budget: Budget, run: &mut dyn FnMut()) -> Efficiency {
-        let count = self.threads.count();
-        let probe = |_| Mutex::new(ReadProbe::new(self.level, self.bytes / count));
-        let probes: Vec<Mutex<ReadProbe>> = (0..count).map(probe).collect();
-        let sample = |thread: usize| probes[thread].lock().unwrap_or_else(PoisonError::into_inner).sample();
-        measure_against(&mut || self.sum(&sample), true, bytes, budget, run).1
-    }
 }
 
-/// A tensor, and its shape in the order of its layout.
-struct Tensor {
-    data: Vec<f32>,
-    shape: [usize; 4],
+/// Bytes of the keys and values that some query of their sequence sees, with their scales, each read once.
+fn read_bytes(problem: &Problem<'_>) -> f64 {
+    let shape = problem.shape();
+    let seen = problem.sequences().iter().map(|sequence| {
+        // Both ends of what a row sees grow with the row. Rows that see nothing start and end somewhere all the same.
+        let rows = (0..sequence.queries).map(|row| sequence.band.visible(row, sequence.keys));
+        let mut rows = rows.filter(|seen| !seen.is_empty());
+        let first = rows.next();
+        let last = rows.next_back().or(first.clone());
+        first.zip(last).map_or(0, |(first, last)| last.end - first.start)
+    });
+    let scale = if problem.kv_dtype() == Dtype::Int8 { size_of::<f32>() } else { 0 };
+    let key = (shape.head_dim + shape.value_dim) * problem.kv_dtype().bytes() + 2 * scale;
+    seen.sum::<usize>() as f64 * (shape.kv_heads * key) as f64
 }
 
-impl Tensor {
-    /// Standard normal numbers; `shape` is `[batch, heads, rows, columns]`.
-    fn normal(name: &'static str, shape: [usize; 4]) -> Result<Self, CliError> {
-        let seed = name.bytes().map(u64::from).sum();
-        Ok(Self { data: standard_normal(seed, length(name, shape)?), shape })
-    }
-
-    fn view(&self, layout: Layout) -> Result<View<'_, f32>, CliError> {
-        view(&self.data, layout, layout.arrange(self.shape))
-    }
-
-    /// The same for a shape that is in the order of the layout already.
-    fn view_as_is(&self, layout: Layout) -> Result<View<'_, f32>, CliError> {
-        view(&self.data, layout, self.shape)
-    }
+/// Copies of k and v, of which a call reads `bytes`.
+fn copies(sizes: &Sizes, dtype: Dtype, bytes: f64, cache: usize) -> usize {
+    /// Memory for copies, in units of what no cache holds: windows leave most of it unread.
+    const MOST: usize = 4;
+    let elements: usize = sizes.k.iter().product::<usize>() + sizes.v.iter().product::<usize>();
+    let room = (MOST * ReadProbe::bytes_for(cache)) / (elements * dtype.bytes()).max(1);
+    inputs::copies(bytes as usize, cache).min(room.max(1))
 }
 
-fn view(data: &[f32], layout: Layout, shape: [usize; 4]) -> Result<View<'_, f32>, CliError> {
-    let view = match layout {
-        Layout::Bhsd => View::bhsd(data, shape),
-        Layout::Bshd => View::bshd(data, shape),
-    };
-    view.map_err(|source| regard::Error::View { tensor: "a tensor of the bench", source }.into())
-}
-
-/// The elements of a tensor, if there is memory for them.
-fn length(name: &str, shape: [usize; 4]) -> Result<usize, CliError> {
-    let length = shape.iter().try_fold(1_usize, |product, size| product.checked_mul(*size));
-    let fits = |length: &usize| Vec::<f32>::new().try_reserve_exact(*length).is_ok();
-    length.filter(fits).ok_or_else(|| CliError::Failed(format!("not enough memory for {name}, of shape {shape:?}")))
+/// The kernels that compute some sequence, each once.
+fn kernels(problem: &Problem<'_>, plan: &Plan) -> Vec<&'static str> {
+    let queries = problem.sequences().iter().map(|sequence| sequence.queries).filter(|queries| *queries > 0);
+    let mut kernels: Vec<&str> = queries.map(|queries| plan.kernel_for(queries)).collect();
+    kernels.sort_unstable();
+    kernels.dedup();
+    kernels
 }
 
 /// The error of sampled rows: the first, the last, and some between.
-fn deviation(problem: &Problem<'_>, isa: Isa, v: View<'_, f32>, out: View<'_, f32>) -> Deviation {
-    let Shape { batch, query_heads, queries, .. } = problem.shape();
-    if problem.shape().rows() == 0 {
+fn deviation(reference: &Reference<'_>, out: &regard::Tensor<'_>) -> Deviation {
+    let shape = reference.problem.shape();
+    let lengths = reference.problem.sequences().iter().map(|sequence| sequence.queries).enumerate();
+    let sequences: Vec<(usize, usize)> = lengths.filter(|(_, queries)| *queries > 0).collect();
+    if sequences.is_empty() || shape.query_heads == 0 {
         return Deviation::default();
     }
+    let [most, least] = SAMPLED_ROWS;
+    let row = shape.keys * (shape.head_dim + shape.value_dim);
+    let rows = (SAMPLED_ELEMENTS / row.max(1)).clamp(least, most);
     let mut random = Random::new(7);
-    let between = (2..SAMPLED_ROWS).map(|_| [random.below(batch), random.below(query_heads), random.below(queries)]);
-    let rows = [[0; 3], [batch - 1, query_heads - 1, queries - 1]].into_iter().chain(between);
-    rows.map(|index| check::row(problem, isa, v, out, index)).fold(Deviation::default(), Deviation::or)
+    let mut deviation = Deviation::default();
+    for sample in 0..rows {
+        let index = match sample {
+            0 => [sequences[0].0, 0, 0],
+            1 => {
+                let (sequence, queries) = sequences[sequences.len() - 1];
+                [sequence, shape.query_heads - 1, queries - 1]
+            }
+            _ => {
+                let (sequence, queries) = sequences[random.below(sequences.len())];
+                [sequence, random.below(shape.query_heads), random.below(queries)]
+            }
+        };
+        deviation = deviation.or(reference.row(*out, index));
+    }
+    deviation
+}
+
+#[cfg(test)]
+mod tests {
+    use regard::{Align, Attention, View};
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_seen_is_read() {
+        let zeros = vec![0.0_f32; 2 * 20 * 8];
+        let view = |rows| View::bhsd(&zeros, [1, 2, rows, 8]).unwrap();
+        let bytes = |options: &Attention<'_>, queries| {
+            read_bytes(&Problem::new(options, view(queries), view(20), view(20)).unwrap())
+        };
+        let key = 2.0 * 16.0 * 4.0;
+        let softmax = Attention::softmax;
+        assert_eq!(bytes(&softmax(), 1), 20.0 * key);
+        assert_eq!(bytes(&softmax().causal(Align::BottomRight), 1), 20.0 * key);
+        assert_eq!(bytes(&softmax().causal(Align::BottomRight).window(Some(4), None), 3), 7.0 * key);
+        assert_eq!(bytes(&softmax().causal(Align::TopLeft), 3), 3.0 * key);
+        assert_eq!(bytes(&softmax().causal(Align::Offset(-1)), 3), 2.0 * key);
+        assert_eq!(bytes(&softmax().causal(Align::Offset(-9)), 3), 0.0);
+        assert_eq!(bytes(&softmax(), 0), 0.0);
+    }
 }

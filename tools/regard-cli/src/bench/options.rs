@@ -1,18 +1,18 @@
 //! The options of a problem as JSON.
 
 use clap::ValueEnum;
-use regard::{Align, Count, SigmoidBias};
+use regard::{Align, Count, SigmoidBias, Split};
 use serde_json::{Map, Value, json};
 
 use crate::problem_args::{ProblemArgs, Window};
 
 /// The weighting, the layout, the causal mask (null for none), and every other option that was given, under its name on
-/// the command line with `_` for `-`.
-pub(super) fn to_json(problem: &ProblemArgs) -> Map<String, Value> {
+/// the command line with `_` for `-`. `packed` is whether sequences lie one after the other.
+pub(super) fn to_json(problem: &ProblemArgs, packed: bool) -> Map<String, Value> {
     let mut options = Map::new();
     let mut put = |name: &str, value: Value| options.insert(name.to_owned(), value);
     put("weighting", problem.weighting.name().into());
-    put("layout", problem.layout.name().into());
+    put("layout", problem.layout(packed).name().into());
     put("causal", problem.causal.map(align).into());
     let numbers = [
         ("coefficient", problem.coefficient),
@@ -31,6 +31,8 @@ pub(super) fn to_json(problem: &ProblemArgs) -> Map<String, Value> {
         ("window", problem.window.map(|Window { left, right }| json!([left, right]))),
         ("sigmoid_bias", problem.sigmoid_bias.map(sigmoid_bias)),
         ("n", count(problem.n)),
+        ("split", split(problem.split)),
+        ("no_native_half", problem.no_native_half.then_some(Value::Bool(true))),
     ];
     let numbers = numbers.map(|(name, number)| (name, number.map(Value::from)));
     for (name, value) in numbers.into_iter().chain(given) {
@@ -66,5 +68,14 @@ fn count(n: Count) -> Option<Value> {
         Count::AllKeys => None,
         Count::Visible => Some("visible".into()),
         Count::Constant(n) => Some(n.into()),
+    }
+}
+
+/// Nothing for the default.
+fn split(split: Split) -> Option<Value> {
+    match split {
+        Split::Auto => None,
+        Split::Never => Some("never".into()),
+        Split::Keys(keys) => Some(keys.into()),
     }
 }

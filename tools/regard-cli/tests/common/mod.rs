@@ -26,6 +26,24 @@ pub(crate) fn f32s(shape: &[usize], data: &[f32]) -> Raw {
     Raw { dtype: Dtype::F32, shape: shape.to_vec(), bytes }
 }
 
+/// Numbers rounded to f16 or bf16.
+pub(crate) fn halves(dtype: Dtype, shape: &[usize], data: &[f32]) -> Raw {
+    let half = |x: &f32| match dtype {
+        Dtype::BF16 => regard::bf16::from_f32(*x).to_le_bytes(),
+        _ => regard::f16::from_f32(*x).to_le_bytes(),
+    };
+    Raw { dtype, shape: shape.to_vec(), bytes: data.iter().flat_map(half).collect() }
+}
+
+pub(crate) fn i8s(shape: &[usize], data: &[i8]) -> Raw {
+    Raw { dtype: Dtype::I8, shape: shape.to_vec(), bytes: data.iter().map(|x| *x as u8).collect() }
+}
+
+pub(crate) fn i32s(shape: &[usize], data: &[i32]) -> Raw {
+    let bytes = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+    Raw { dtype: Dtype::I32, shape: shape.to_vec(), bytes }
+}
+
 pub(crate) fn i64s(shape: &[usize], data: &[i64]) -> Raw {
     let bytes = data.iter().flat_map(|x| x.to_le_bytes()).collect();
     Raw { dtype: Dtype::I64, shape: shape.to_vec(), bytes }
@@ -125,6 +143,18 @@ pub(crate) fn read(path: &Path, name: &str) -> (Vec<usize>, Vec<f32>) {
     assert_eq!(tensor.dtype(), Dtype::F32);
     let data = tensor.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
     (tensor.shape().to_vec(), data)
+}
+
+/// A tensor of a file, with its type, widened.
+pub(crate) fn read_half(path: &Path, name: &str) -> (Dtype, Vec<f32>) {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = file.tensor(name).unwrap();
+    let half = |bytes: &[u8; 2]| match tensor.dtype() {
+        Dtype::BF16 => regard::bf16::from_le_bytes(*bytes).to_f32(),
+        _ => regard::f16::from_le_bytes(*bytes).to_f32(),
+    };
+    (tensor.dtype(), tensor.data().as_chunks().0.iter().map(half).collect())
 }
 
 /// The names of the tensors of a file.

@@ -1,0 +1,203 @@
+//! The value product of a few query rows and one run of keys, columns in lanes.
+
+use regard_simd::{Element, Op, Simd};
+
+use super::scores::load;
+
+/// Adds the sum of `weights * v` over the keys of a block to `R` rows of `sums`, times `alpha`. The keys come in runs: the first
+/// one starts from zero, and the last one adds.
+///
+/// One sum is one chain of multiply-adds over the keys of the block in ascending order, whatever `R`, `C` and the runs.
+/// `C` is the number of units, two vectors of columns each, whose sums stay in registers.
+pub(super) struct Accumulate<E, const R: usize, const G: usize, const C: usize, const L: usize>(
+    pub(super) AccumulateArgs<E>,
+);
+
+/// The arguments of [`Accumulate`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AccumulateArgs<E> {
+    /// `[step][L]`, as [`super::scores::Scores`] lays them out.
+    pub(super) weights: *const f32,
+    /// Place of the run's first key in the block.
+    pub(super) first: usize,
+    pub(super) v: *const E,
+    /// Elements from one key's values to the next's.
+    pub(super) v_stride: usize,
+    pub(super) keys: usize,
+    pub(super) d_v: usize,
+    /// `[unit][row][2 * L]`, columns in the order of [`Element::load_pair`]: the sums of the block's runs so far.
+    pub(super) block_sums: *mut f32,
+    /// In the same order: the sums of all blocks so far.
+    pub(super) sums: *mut f32,
+    /// Factor of `sums` per row; null for 1.
+    pub(super) alpha: *const f32,
+    /// Whether the run is the first, and the last, of its block.
+    pub(super) ends: [bool; 2],
+    /// `[step]`: one bit for each lane that sees its key; null if weights of others may be multiplied with their values.
+    pub(super) visible: *const u64,
+    /// Elements from a key to what is prefetched with it.
+    pub(super) ahead: usize,
+}
+
+impl<E: Element, const R: usize, const G: usize, const C: usize, const L: usize> Op for Accumulate<E, R, G, C, L> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        const { assert!(L == S::LANES && R * G <= L && L.is_multiple_of(G)) };
+        let mut c = 0;
+        while c + C * 2 * L <= self.0.d_v {
+            self.tile::<S, C>(s, c, 2 * L);
+            c += C * 2 * L;
+        }
+        while c < self.0.d_v {
+            self.tile::<S, 1>(s, c, (self.0.d_v - c).min(2 * L));
+            c += 2 * L;
+        }
+    }
+}
+
+impl<E: Element, const R: usize, const G: usize, const C: usize, const L: usize> Accumulate<E, R, G, C, L> {
+    /// `N` units from column `c` on, of `len` columns each.
+    #[inline(always)]
+    fn tile<S: Simd, const N: usize>(&self, s: S, c: usize, len: usize) {
+        let args = &self.0;
+        let mut acc = [[[s.zero(); 2]; R]; N];
+        // SAFETY: the columns exist in `v` and in the sums, the keys in `v` and `weights`.
+        unsafe {
+            let block_sums = args.block_sums.add(c * R);
+            if !args.ends[0] {
+                for unit in 0..N {
+                    for r in 0..R {
+                        let sums = block_sums.add((unit * R + r) * 2 * L);
+                        acc[unit][r] = [s.load(sums), s.load(sums.add(L))];
+                    }
+                }
+            }
+            let v = args.v.add(c);
+            if args.visible.is_null() {
+                self.keys::<S, N>(s, v, len, &mut acc);
+            } else {
+                self.seen_keys::<S, N>(s, v, len, &mut acc);
+            }
+            if !args.ends[1] {
+                for unit in 0..N {
+                    for r in 0..R {
+                        let sums = block_sums.add((unit * R + r) * 2 * L);
+                        s.store(sums, acc[unit][r][0]);
+                        s.store(sums.add(L), acc[unit][r][1]);
+                    }
+                }
+                return;
+            }
+            for r in 0..R {
+                let alpha = s.splat(if args.alpha.is_null() { 1.0 } else { *args.alpha.add(r) });
+                for unit in 0..N {
+                    let sums = args.sums.add(c * R + (unit * R + r) * 2 * L);
+                    s.store(sums, s.mul_add(s.load(sums), alpha, acc[unit][r][0]));
+                    s.store(sums.add(L), s.mul_add(s.load(sums.add(L)), alpha, acc[unit][r][1]));
+                }
+            }
+        }
+    }
+
+    /// All keys of the run.
+    ///
+    /// # Safety
+    /// `N` units of `len` columns exist from `v` on.
+    #[inline(always)]
+    unsafe fn keys<S: Simd, const N: usize>(&self, s: S, v: *const E, len: usize, acc: &mut [[[S::F32; 2]; R]; N]) {
+        let args = &self.0;
+        let (mut v, mut place, end) = (v, args.first, args.first + args.keys);
+        // SAFETY: the caller's contract.
+        unsafe {
+            // Up to the next step, whole steps, and the rest.
+            while place < end && !place.is_multiple_of(G) {
+                self.key::<S, N>(s, place, v, len, acc);
+                v = v.wrapping_add(args.v_stride);
+                place += 1;
+            }
+            while place + G <= end {
+                for g in 0..G {
+                    self.key::<S, N>(s, place + g, v, len, acc);
+                    v = v.wrapping_add(args.v_stride);
+                }
+                place += G;
+            }
+            while place < end {
+                self.key::<S, N>(s, place, v, len, acc);
+                v = v.wrapping_add(args.v_stride);
+                place += 1;
+            }
+        }
+    }
+
+    /// The key at `place` of the block, whose values start at `v`.
+    ///
+    /// # Safety
+    /// The key exists in `weights`, and `N` units of `len` columns from `v` on.
+    #[inline(always)]
+    unsafe fn key<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        place: usize,
+        v: *const E,
+        len: usize,
+        acc: &mut [[[S::F32; 2]; R]; N],
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let weights = self.0.weights.add(place / G * L + place % G * (L / G));
+            let mut weight = [s.zero(); R];
+            for r in 0..R {
+                weight[r] = s.splat(*weights.add(r));
+            }
+            for unit in 0..N {
+                let v = v.add(unit * 2 * L);
+                for line in 0..(2 * L).div_ceil(E::PER_LINE) {
+                    s.prefetch_far(v.wrapping_add(self.0.ahead + line * E::PER_LINE).cast());
+                }
+                let v = load(s, v, len);
+                for r in 0..R {
+                    acc[unit][r][0] = s.mul_add(v[0], weight[r], acc[unit][r][0]);
+                    acc[unit][r][1] = s.mul_add(v[1], weight[r], acc[unit][r][1]);
+                }
+            }
+        }
+    }
+
+    /// The same chains without the links of keys that a row does not see: their values may be NaN or Inf, whose product with
+    /// a weight of zero is not zero.
+    ///
+    /// # Safety
+    /// As for [`Self::keys`].
+    #[inline(always)]
+    unsafe fn seen_keys<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        v: *const E,
+        len: usize,
+        acc: &mut [[[S::F32; 2]; R]; N],
+    ) {
+        let args = &self.0;
+        for key in 0..args.keys {
+            let place = args.first + key;
+            // SAFETY: the caller's contract; `visible` has a word for each step.
+            unsafe {
+                let lane = place % G * (L / G);
+                let bits = *args.visible.add(place / G) >> lane;
+                let weights = args.weights.add(place / G * L + lane);
+                for unit in 0..N {
+                    let v = load(s, v.add(key * args.v_stride + unit * 2 * L), len);
+                    for r in 0..R {
+                        if bits >> r & 1 == 1 {
+                            let weight = s.splat(*weights.add(r));
+                            acc[unit][r][0] = s.mul_add(v[0], weight, acc[unit][r][0]);
+                            acc[unit][r][1] = s.mul_add(v[1], weight, acc[unit][r][1]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

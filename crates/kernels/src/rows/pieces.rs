@@ -1,0 +1,78 @@
+//! The rows of K or V of one block, run by run.
+
+use super::KeyBlock;
+use crate::source::Source;
+
+/// The runs of one block of keys.
+pub(super) struct Pieces<'a> {
+    source: &'a Source<'a>,
+    keys: KeyBlock,
+    columns: usize,
+    ahead: usize,
+    /// Keys that were taken.
+    done: usize,
+    /// Where the block was put together, if its pages are no whole number of vectors of scores.
+    gathered: Option<*const u8>,
+}
+
+/// A run of keys of a block.
+pub(super) struct Piece {
+    pub(super) data: *const u8,
+    pub(super) row_bytes: usize,
+    pub(super) rows: usize,
+    /// Its first key, of the block.
+    pub(super) place: usize,
+    /// Bytes from a key to what is to be prefetched with it.
+    pub(super) ahead: usize,
+}
+
+impl<'a> Pieces<'a> {
+    /// `gathered` has room for the block.
+    pub(super) fn new(
+        source: &'a Source<'a>,
+        keys: KeyBlock,
+        columns: usize,
+        ahead_bytes: usize,
+        lanes: usize,
+        gathered: *mut f32,
+    ) -> Self {
+        let row_bytes = columns * source.dtype.bytes();
+        let ahead = ahead_bytes.div_ceil(row_bytes.max(1));
+        let mut pieces = Self { source, keys, columns, ahead, done: 0, gathered: None };
+        let broken = source.page_rows().is_some_and(|rows| !rows.is_multiple_of(lanes));
+        if broken && source.run(keys.first).rows < keys.keys {
+            let to: *mut u8 = gathered.cast();
+            for piece in (Self { gathered: None, ..pieces }) {
+                for row in 0..piece.rows {
+                    let from = piece.data.wrapping_add(row * piece.row_bytes);
+                    // SAFETY: the rows exist, and there is room for those of a block, widened.
+                    unsafe { to.add((piece.place + row) * row_bytes).copy_from_nonoverlapping(from, row_bytes) };
+                }
+            }
+            pieces.gathered = Some(to);
+        }
+        pieces
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Piece;
+
+    fn next(&mut self) -> Option<Piece> {
+        let place = self.done;
+        if place == self.keys.keys {
+            return None;
+        }
+        if let Some(data) = self.gathered {
+            self.done = self.keys.keys;
+            let row_bytes = self.columns * self.source.dtype.bytes();
+            return Some(Piece { data, row_bytes, rows: self.keys.keys, place, ahead: 0 });
+        }
+        let first = self.keys.first + place;
+        let run = self.source.run(first);
+        let rows = run.rows.min(self.keys.keys - place);
+        self.done += rows;
+        let ahead = self.source.ahead(first, self.ahead);
+        Some(Piece { data: run.data, row_bytes: self.source.row_bytes(), rows, place, ahead })
+    }
+}

@@ -1,0 +1,137 @@
+//! The rows kernels of each level, one for each element type.
+
+use std::marker::PhantomData;
+
+use regard_simd::{Extension, Isa, Level, Simd, bf16, f16};
+
+use super::args::Unit;
+use super::form::{Dots, Form, Widened};
+use super::scratch::Layout;
+use super::tiles::{Medium, Tiles};
+use super::{Rows, tiles};
+use crate::tensor::Dtype;
+
+/// A compiled rows kernel. Its name is what profiles store.
+#[derive(Debug)]
+pub struct RowsKernel {
+    /// `{isa}_rows_{element type}`, with `_dots` for products of pairs.
+    pub name: &'static str,
+    /// The level that it is compiled for.
+    pub isa: Isa,
+    /// The extension of the level that it needs: then weights are rounded to the element type.
+    pub extension: Option<Extension>,
+    /// The element type of K and V.
+    pub dtype: Dtype,
+    /// The most rows that share each load of K and V.
+    pub group: usize,
+    run: unsafe fn(&Unit<'_>, *mut f32, Layout),
+}
+
+impl RowsKernel {
+    /// Runs the kernel on the rows of a unit.
+    ///
+    /// # Safety
+    /// The level and the extension of the kernel were detected, `unit` is as its fields say, its keys are of the kernel's element
+    /// type, its weighting's functions are of the same level, and `scratch` has `layout.len` f32 at a multiple of 64 bytes, used
+    /// by no one else.
+    pub(crate) unsafe fn run(&self, unit: &Unit<'_>, scratch: *mut f32, layout: Layout) {
+        // SAFETY: the caller's contract.
+        unsafe { (self.run)(unit, scratch, layout) }
+    }
+
+    /// Whether this machine can run the kernel, given its level.
+    fn is_available(&self) -> bool {
+        self.extension.is_none_or(|extension| extension.is_available_at(self.isa))
+    }
+}
+
+/// # Safety
+/// As for [`RowsKernel::run`].
+unsafe fn entry<S: Simd, F: Form, T: Tiles>(unit: &Unit<'_>, scratch: *mut f32, layout: Layout) {
+    // SAFETY: the caller's contract.
+    unsafe { S::assume().vectorize(Rows::<F, T> { unit, scratch, layout, tiles: PhantomData }) }
+}
+
+/// One line per kernel: element type, form, token, tiles, name, extension.
+macro_rules! kernels {
+    ($(#[$meta:meta])* $list:ident, $isa:literal:
+        $(($dtype:ident, $form:ty, $token:ty, $tiles:ty, $name:literal, $extension:expr)),+ $(,)?) => {
+        $(#[$meta])*
+        static $list: &[RowsKernel] = &[$(RowsKernel {
+            name: concat!($isa, "_rows_", $name),
+            isa: <$token as Simd>::ISA,
+            extension: $extension,
+            dtype: Dtype::$dtype,
+            group: <$tiles>::MOST,
+            run: entry::<$token, $form, $tiles>,
+        }),+];
+    };
+}
+
+/// The kernels of a level without extensions.
+macro_rules! level {
+    ($(#[$meta:meta])* $list:ident, $token:ty, $isa:literal, $tiles:ty $(, $more:tt)*) => {
+        kernels!(
+            $(#[$meta])* $list, $isa:
+            (F32, Widened<f32>, $token, $tiles, "f32", None),
+            (F16, Widened<f16>, $token, $tiles, "f16", None),
+            (Bf16, Widened<bf16>, $token, $tiles, "bf16", None),
+            (Int8, Widened<i8>, $token, $tiles, "int8", None),
+            $($more)*
+        );
+    };
+}
+
+level!(PORTABLE, regard_simd::Portable, "portable", Medium);
+
+level!(
+    #[cfg(target_arch = "x86_64")]
+    AVX2,
+    regard_simd::Avx2,
+    "avx2",
+    Medium
+);
+
+level!(
+    #[cfg(target_arch = "x86_64")]
+    AVX512,
+    regard_simd::Avx512,
+    "avx512",
+    tiles::Wide,
+    (Bf16, Dots, regard_simd::Avx512Bf16, tiles::WideDots, "bf16_dots", Some(Extension::Bf16))
+);
+
+level!(
+    #[cfg(target_arch = "aarch64")]
+    NEON,
+    regard_simd::Neon,
+    "neon",
+    tiles::Narrow
+);
+
+/// The rows kernels of a level that this machine can run. The level's token proves that it has the level.
+pub fn rows_kernels(level: Level) -> impl Iterator<Item = &'static RowsKernel> {
+    let list = match level {
+        Level::Portable(_) => PORTABLE,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(_) => AVX2,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(_) => AVX512,
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon(_) => NEON,
+        _ => unreachable!("a level without kernels"),
+    };
+    list.iter().filter(|kernel| kernel.is_available())
+}
+
+/// The rows kernel of a level for keys of this element type; of two, the one with an extension if `native`.
+///
+/// # Panics
+/// Never: each level has one for each type.
+pub fn rows_kernel(level: Level, dtype: Dtype, native: bool) -> &'static RowsKernel {
+    let of_type = || rows_kernels(level).filter(|kernel| kernel.dtype == dtype);
+    let extended = of_type().find(|kernel| native && kernel.extension.is_some());
+    extended
+        .or_else(|| of_type().find(|kernel| kernel.extension.is_none()))
+        .expect("a rows kernel for each element type")
+}

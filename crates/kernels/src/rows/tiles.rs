@@ -1,0 +1,97 @@
+//! Which register tile computes how many rows.
+
+use regard_simd::Simd;
+
+use super::accumulate::AccumulateArgs;
+use super::form::Form;
+use super::scores::ScoreArgs;
+
+/// The register tiles of levels with one width of vectors.
+pub(crate) trait Tiles: Copy + 'static {
+    /// Lanes of a vector.
+    const LANES: usize;
+    /// The most rows of a group, which share each load of K and V.
+    const MOST: usize;
+
+    /// Keys of a step: the lanes of a vector are shared out among rows, a power of two of them.
+    fn keys_of_step(rows: usize) -> usize;
+
+    /// Runs the score product for `rows` rows.
+    fn scores<S: Simd, F: Form>(s: S, rows: usize, args: ScoreArgs<F::Element>);
+
+    /// Runs the value product for `rows` rows.
+    fn accumulate<S: Simd, F: Form>(s: S, rows: usize, args: AccumulateArgs<F::Element>);
+
+    /// Whether the value product passes over the values of a block more than once.
+    fn passes_again(rows: usize, d_v: usize) -> bool;
+}
+
+/// One line for each number of rows: keys of a step, keys at a time, units of columns at a time.
+macro_rules! tiles {
+    ($(#[$meta:meta])* $name:ident, $lanes:literal lanes: $($rows:literal => ($g:literal, $k:literal, $c:literal)),+ $(,)?) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug)]
+        pub(crate) struct $name;
+
+        impl Tiles for $name {
+            const LANES: usize = $lanes;
+            const MOST: usize = [$($rows),+].len();
+
+            #[inline(always)]
+            fn scores<S: Simd, F: Form>(s: S, rows: usize, args: ScoreArgs<F::Element>) {
+                match rows {
+                    $($rows => F::scores::<S, $rows, $g, $k, $lanes>(s, args),)+
+                    _ => unreachable!("a group of {rows} rows"),
+                }
+            }
+
+            #[inline(always)]
+            fn accumulate<S: Simd, F: Form>(s: S, rows: usize, args: AccumulateArgs<F::Element>) {
+                match rows {
+                    $($rows => F::accumulate::<S, $rows, $g, $c, $lanes>(s, args),)+
+                    _ => unreachable!("a group of {rows} rows"),
+                }
+            }
+
+            fn keys_of_step(rows: usize) -> usize {
+                [$($g),+][rows - 1]
+            }
+
+            fn passes_again(rows: usize, d_v: usize) -> bool {
+                let units = [$($c),+][rows - 1];
+                d_v > units * 2 * $lanes
+            }
+        }
+    };
+}
+
+// Registers: rows * keys accumulators of scores, rows * 2 units of sums, and what they are multiplied with. With one row, keys
+// are read one after the other: of four streams side by side, 512 bytes apart, memory gives half as much (Zen 4: 17 of 33 GB/s).
+// From two rows on the prefetches make up for it, and sharing the loads of queries pays.
+
+tiles!(
+    /// 16 lanes, 32 registers.
+    Wide, 16 lanes:
+    1 => (16, 1, 4), 2 => (8, 2, 4), 3 => (4, 2, 4), 4 => (4, 2, 2),
+    5 => (2, 2, 2), 6 => (2, 2, 2), 7 => (2, 2, 1), 8 => (2, 2, 1)
+);
+
+tiles!(
+    /// 16 lanes, 32 registers, for dot products of pairs, whose scores come four rows at a time.
+    WideDots, 16 lanes:
+    1 => (4, 4, 4), 2 => (4, 4, 4), 3 => (4, 4, 4), 4 => (4, 4, 2),
+    5 => (2, 8, 2), 6 => (2, 8, 2), 7 => (2, 8, 1), 8 => (2, 8, 1)
+);
+
+tiles!(
+    /// 8 lanes, 16 registers.
+    Medium, 8 lanes:
+    1 => (8, 2, 4), 2 => (4, 2, 2), 3 => (2, 2, 1), 4 => (2, 2, 1)
+);
+
+tiles!(
+    /// 4 lanes, 32 registers.
+    #[cfg_attr(not(target_arch = "aarch64"), expect(dead_code, reason = "no other level has 4 lanes"))]
+    Narrow, 4 lanes:
+    1 => (4, 4, 4), 2 => (2, 2, 4), 3 => (1, 1, 4), 4 => (1, 1, 3)
+);

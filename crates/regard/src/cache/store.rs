@@ -1,0 +1,111 @@
+//! The rows of a cache in one element type.
+
+use half::slice::HalfFloatSliceExt;
+use regard_kernels::tensor::{Dtype, Quantised, Tensor};
+use regard_kernels::view::View;
+use regard_simd::{bf16, f16};
+
+use crate::quantise::quantise_row;
+
+/// Rows `[head][slot][column]`, contiguous, heads of all batch entries one after the other.
+#[derive(Clone, Debug)]
+pub(super) struct Store {
+    elements: Elements,
+    heads: usize,
+    /// Slots of a head.
+    slots: usize,
+    columns: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Elements {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    Bf16(Vec<bf16>),
+    /// With a scale for each slot of each head.
+    Int8(Vec<i8>, Vec<f32>),
+}
+
+impl Store {
+    pub(super) fn new(dtype: Dtype, heads: usize, columns: usize) -> Self {
+        let elements = match dtype {
+            Dtype::F32 => Elements::F32(Vec::new()),
+            Dtype::F16 => Elements::F16(Vec::new()),
+            Dtype::Bf16 => Elements::Bf16(Vec::new()),
+            Dtype::Int8 => Elements::Int8(Vec::new(), Vec::new()),
+        };
+        Self { elements, heads, slots: 0, columns }
+    }
+
+    /// Makes room for `slots` slots of each head. The first `kept(head)` keep what is in them.
+    pub(super) fn grow(&mut self, slots: usize, kept: impl Fn(usize) -> usize) {
+        let Self { heads, columns, .. } = *self;
+        let old = std::mem::replace(&mut self.slots, slots);
+        let kept = &kept;
+        match &mut self.elements {
+            Elements::F32(data) => spread(data, heads, [old, slots], columns, kept),
+            Elements::F16(data) => spread(data, heads, [old, slots], columns, kept),
+            Elements::Bf16(data) => spread(data, heads, [old, slots], columns, kept),
+            Elements::Int8(data, scales) => {
+                spread(data, heads, [old, slots], columns, kept);
+                spread(scales, heads, [old, slots], 1, kept);
+            }
+        }
+    }
+
+    /// Writes a row of `from`, which is f32 or of the type of the store and has contiguous rows.
+    pub(super) fn write(&mut self, head: usize, slot: usize, from: &Tensor<'_>, row: [usize; 3]) {
+        let index = head * self.slots + slot;
+        let range = index * self.columns..(index + 1) * self.columns;
+        match (&mut self.elements, from) {
+            (Elements::F32(data), Tensor::F32(view)) => data[range].copy_from_slice(view.row(row)),
+            (Elements::F16(data), Tensor::F16(view)) => data[range].copy_from_slice(view.row(row)),
+            (Elements::F16(data), Tensor::F32(view)) => data[range].convert_from_f32_slice(view.row(row)),
+            (Elements::Bf16(data), Tensor::Bf16(view)) => data[range].copy_from_slice(view.row(row)),
+            (Elements::Bf16(data), Tensor::F32(view)) => data[range].convert_from_f32_slice(view.row(row)),
+            (Elements::Int8(data, scales), Tensor::Int8(quantised)) => {
+                data[range].copy_from_slice(quantised.data.row(row));
+                scales[index] = *quantised.scales.get([row[0], row[1], row[2], 0]);
+            }
+            (Elements::Int8(data, scales), Tensor::F32(view)) => {
+                scales[index] = quantise_row(view.row(row), &mut data[range]);
+            }
+            (_, from) => unreachable!("{} was not checked", from.dtype()),
+        }
+    }
+
+    /// `[batch, heads, rows, columns]`, with the first `rows` slots of each head; `batch * heads` are the heads of the
+    /// store.
+    pub(super) fn tensor(&self, [batch, heads]: [usize; 2], rows: usize) -> Tensor<'_> {
+        fn view<T>(data: &[T], [batch, heads, slots, rows]: [usize; 4], columns: usize) -> View<'_, T> {
+            let strides = [heads * slots * columns, slots * columns, columns, 1];
+            View::strided(data, [batch, heads, rows, columns], strides).expect("there are as many slots as were made")
+        }
+        let shape = [batch, heads, self.slots, rows];
+        match &self.elements {
+            Elements::F32(data) => view(data, shape, self.columns).into(),
+            Elements::F16(data) => view(data, shape, self.columns).into(),
+            Elements::Bf16(data) => view(data, shape, self.columns).into(),
+            Elements::Int8(data, scales) => {
+                Quantised { data: view(data, shape, self.columns), scales: view(scales, shape, 1) }.into()
+            }
+        }
+    }
+}
+
+/// Moves the rows of each head to where they lie with `new` slots for each.
+fn spread<T: Copy + Default>(
+    data: &mut Vec<T>,
+    heads: usize,
+    [old, new]: [usize; 2],
+    columns: usize,
+    kept: &impl Fn(usize) -> usize,
+) {
+    let mut spread = vec![T::default(); heads * new * columns];
+    for head in 0..heads {
+        let len = kept(head) * columns;
+        let (from, to) = (head * old * columns, head * new * columns);
+        spread[to..to + len].copy_from_slice(&data[from..from + len]);
+    }
+    *data = spread;
+}

@@ -1,0 +1,85 @@
+//! What a plan says of itself.
+
+use std::fmt;
+
+use regard_kernels::tensor::Dtype;
+use regard_profile::Class;
+
+use super::{Plan, Reason};
+
+pub(super) struct Explanation<'a>(pub(super) &'a Plan);
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Model => f.write_str("no profile entry for this level: the default kernel, tiles by cache sizes"),
+            Self::Portable => f.write_str("portable numerics: a fixed key block, and the default kernel"),
+            Self::Profile(entry) => {
+                let Class { head_dim, value_dim, keys, queries, .. } = entry.class;
+                write!(
+                    f,
+                    "profile entry d {head_dim}:{value_dim}, {queries} x {keys}: {:.1} GFLOP/s, {:.3} of the peak, {:.3} \
+                     of the model's time; {}",
+                    entry.gflops, entry.fraction_of_peak, entry.ratio_to_model, entry.why
+                )
+            }
+        }
+    }
+}
+
+impl Explanation<'_> {
+    fn lanes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { choice, key, .. } = self.0;
+        let tile = choice.kernel.tile;
+        writeln!(
+            f,
+            "kernel       {}: {} query rows in {} vectors of lanes, {} keys or value columns per register tile",
+            choice.kernel.name, tile.rows, tile.vectors, tile.keys
+        )?;
+        writeln!(f, "key block    {} keys (decides the order of summation)", choice.key_block)?;
+        writeln!(f, "query block  {} rows", choice.query_block)?;
+        if choice.copy {
+            writeln!(f, "copy         K and V block by block: their rows are a multiple of 4096 bytes apart")?;
+        } else if key.kv_dtype != Dtype::F32 && choice.kernel.dtype == Dtype::F32 {
+            writeln!(f, "copy         K and V block by block, widened to f32")?;
+        }
+        Ok(())
+    }
+
+    fn rows(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let choice = &self.0.choice;
+        let both = self.0.uses == [true; 2];
+        let whom = if both { format!(", for sequences of up to {} queries", choice.rows_up_to) } else { String::new() };
+        writeln!(
+            f,
+            "kernel       {}: keys and values read once for all queries and heads that share them, up to {} rows at a \
+             time{whom}",
+            choice.rows.name, choice.rows.group
+        )?;
+        writeln!(f, "key block    {} keys (decides the order of summation)", choice.rows_key_block)
+    }
+}
+
+impl fmt::Display for Explanation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { choice, key, reason, uses: [rows, lanes], .. } = self.0;
+        writeln!(f, "problem      {key}")?;
+        if *lanes {
+            self.lanes(f)?;
+        }
+        if *rows || !lanes {
+            self.rows(f)?;
+        }
+        let key_block = self.0.key_block();
+        let span = choice.split.span(key.shape.queries, key.shape.keys, key_block);
+        if span < key.shape.keys {
+            writeln!(
+                f,
+                "spans        {span} keys, computed apart and merged in order (decides the order of summation)"
+            )?;
+        }
+        writeln!(f, "tasks        {}, shared by the threads", self.0.tasks())?;
+        writeln!(f, "workspace    {} bytes per thread", self.0.workspace_bytes(1))?;
+        write!(f, "why          {reason}")
+    }
+}

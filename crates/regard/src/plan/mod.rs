@@ -1,0 +1,312 @@
+//! The choice of kernels and tiles: a pure function of problem, machine and profile.
+
+mod choose;
+mod explain;
+mod key;
+mod needs;
+
+use std::fmt;
+
+use regard_kernels::launch::{self, Choice, Outputs, Sequence};
+use regard_kernels::tensor::{Dtype, TensorMut};
+use regard_profile::{Class, Entry};
+use regard_simd::{Isa, Level};
+
+use self::explain::Explanation;
+use self::key::Key;
+use self::needs::Needs;
+use crate::exec::Execution;
+use crate::reference::Rounding;
+use crate::{Error, Partial, Problem, Setup, Shape};
+
+/// How problems are computed. Made once, it runs any number of problems of its kind: of the same element types, heads,
+/// head dimensions, class of mask and options that decide the order of summation; with as many sequences, queries and
+/// keys, or fewer.
+///
+/// The level, the key blocks and the spans decide the order of summation. They depend on the head dimensions, the
+/// level, the profile and the sizes of the sequence that is computed, and not on batch, heads or threads. Where
+/// sequences may differ in size (packed, on pages, in rings, in a cache, with key lengths), the profile is asked for no
+/// sizes in particular, so that a sequence gets the same in any company, and a decode loop the same at any length.
+///
+/// Sequences with few queries (up to 16) are computed by a rows kernel, which reads keys and values once for all
+/// queries and heads that share them; the others by a lanes kernel.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    choice: Choice,
+    key: Key,
+    class: Class,
+    reason: Reason,
+    needs: Needs,
+    /// Whether some sequence is computed by the rows kernel, and some by the lanes kernel.
+    uses: [bool; 2],
+    lse: bool,
+}
+
+/// Where the choice comes from.
+#[derive(Clone, Debug)]
+enum Reason {
+    Model,
+    Portable,
+    Profile(Box<Entry>),
+}
+
+/// What is written to, as far as it can be wrong.
+pub(crate) struct Written<'a> {
+    pub(crate) out: [usize; 4],
+    pub(crate) dtype: Dtype,
+    /// Length of the log-sum-exp.
+    pub(crate) lse: Option<usize>,
+    /// The problem.
+    pub(crate) shape: &'a Shape,
+    pub(crate) q_dtype: Dtype,
+    pub(crate) weighting: &'static str,
+    pub(crate) has_lse: bool,
+}
+
+impl Plan {
+    /// Chooses kernels and tiles for `problem` on the machine of `setup`.
+    pub fn new(problem: &Problem<'_>, setup: &Setup) -> Self {
+        let level = problem.level.unwrap_or(setup.level);
+        let key = Key::of(problem, level.isa());
+        let class = key.class();
+        let (choice, reason) = choose::choose(problem, level, &class, setup);
+        let takes_rows = |sequence: &&Sequence| sequence.queries <= choice.rows_up_to;
+        let uses = [
+            problem.sequences.iter().any(|sequence| sequence.queries > 0 && takes_rows(&sequence)),
+            !problem.sequences.iter().all(|sequence| takes_rows(&sequence)),
+        ];
+        Self {
+            needs: Needs::new(problem, &choice, key.most_keys),
+            choice,
+            key,
+            class,
+            reason,
+            uses,
+            lse: problem.weighting.has_log_sum_exp(),
+        }
+    }
+
+    /// The level that the plan computes at.
+    pub fn isa(&self) -> Isa {
+        self.choice.level.isa()
+    }
+
+    /// The name of the kernel that computes the sequences with most queries.
+    pub fn kernel(&self) -> &'static str {
+        self.kernel_for(self.key.shape.queries)
+    }
+
+    /// The name of the kernel that computes a sequence with this many queries.
+    pub fn kernel_for(&self, queries: usize) -> &'static str {
+        if self.takes_rows(queries) { self.choice.rows.name } else { self.choice.kernel.name }
+    }
+
+    fn takes_rows(&self, queries: usize) -> bool {
+        queries <= self.choice.rows_up_to
+    }
+
+    /// Keys of a block of [`Plan::kernel`].
+    pub fn key_block(&self) -> usize {
+        self.key_block_for(self.key.shape.queries)
+    }
+
+    /// Keys of a block of a sequence with this many queries.
+    pub fn key_block_for(&self, queries: usize) -> usize {
+        if self.takes_rows(queries) { self.choice.rows_key_block } else { self.choice.key_block }
+    }
+
+    /// Query rows of a task of the lanes kernel.
+    pub fn query_block(&self) -> usize {
+        self.choice.query_block
+    }
+
+    /// Keys of a span of a sequence with this many queries and keys; the last one may be shorter. Spans are computed
+    /// apart and merged in order.
+    pub fn span_for(&self, queries: usize, keys: usize) -> usize {
+        self.choice.split.span(queries, keys, self.key_block_for(queries)).min(keys.max(1))
+    }
+
+    /// How the products of a sequence are rounded, for [`crate::reference::row`].
+    pub fn rounding(&self, sequence: &Sequence) -> Rounding {
+        if self.takes_rows(sequence.queries) {
+            Rounding::Lanes { isa: self.isa(), dtype: self.key.kv_dtype }
+        } else {
+            Rounding::Chain(self.isa())
+        }
+    }
+
+    /// The number of tasks that threads can share, which does not depend on how many there are.
+    pub fn tasks(&self) -> usize {
+        self.needs.tasks
+    }
+
+    /// The class of problem that the plan was made for, as profiles name it.
+    pub fn class(&self) -> &Class {
+        &self.class
+    }
+
+    /// f32 of workspace that a run on `threads` threads takes: enough for every problem that differs from the planned
+    /// one in keys and their numbers only. [`Plan::workspace_len_for`] is for others.
+    pub fn workspace_len(&self, threads: usize) -> usize {
+        self.needs.len(threads)
+    }
+
+    /// The same in bytes.
+    pub fn workspace_bytes(&self, threads: usize) -> usize {
+        self.workspace_len(threads).saturating_mul(size_of::<f32>())
+    }
+
+    /// f32 of workspace that a run of this problem on `threads` threads takes.
+    pub fn workspace_len_for(&self, problem: &Problem<'_>, threads: usize) -> usize {
+        launch::workspace_len(&problem.call(), &self.choice, threads)
+    }
+
+    /// Computes `problem` into `out` (`[batch, query_heads, rows of q, d_v]`: f32, or of the element type of q) and,
+    /// for softmax, the log-sum-exp of each row into `lse` (`[batch, query_heads, rows of q]`). Rows that belong to no
+    /// sequence are left alone.
+    ///
+    /// `workspace` holds at least [`Plan::workspace_len`] f32 for the threads of `execution`; its contents do not
+    /// matter. A serial run allocates nothing.
+    ///
+    /// # Errors
+    /// [`Error`], with `out` and `lse` untouched, if the problem is not of the kind that the plan was made for or
+    /// larger, if `out` or `lse` has the wrong size or type or no meaning, or if the workspace is too short.
+    pub fn run<'o>(
+        &self,
+        problem: &Problem<'_>,
+        out: impl Into<TensorMut<'o>>,
+        lse: Option<&mut [f32]>,
+        workspace: &mut [f32],
+        execution: Execution<'_>,
+    ) -> Result<(), Error> {
+        self.run_into(problem, out.into(), lse, workspace, execution)
+    }
+
+    fn run_into(
+        &self,
+        problem: &Problem<'_>,
+        out: TensorMut<'_>,
+        lse: Option<&mut [f32]>,
+        workspace: &mut [f32],
+        execution: Execution<'_>,
+    ) -> Result<(), Error> {
+        self.check(problem)?;
+        let written = Written {
+            out: out.shape(),
+            dtype: out.dtype(),
+            lse: lse.as_ref().map(|lse| lse.len()),
+            shape: &problem.shape,
+            q_dtype: problem.q_dtype(),
+            weighting: problem.options.weighting.name(),
+            has_lse: self.lse,
+        };
+        written.check()?;
+        self.launch(problem, Outputs::Rows { out, lse }, workspace, execution)
+    }
+
+    /// Computes the keys of `problem` into a partial result, to be merged with those of other keys. What was in it
+    /// before is gone.
+    ///
+    /// # Errors
+    /// [`Error`], with `partial` untouched, as for [`Plan::run`]; [`Error::Partial`] if it was made for outputs of
+    /// another shape, and [`Error::NoMeaning`] if something depends on the number of keys, as for [`Partial::new`].
+    pub fn run_partial(
+        &self,
+        problem: &Problem<'_>,
+        partial: &mut Partial,
+        workspace: &mut [f32],
+        execution: Execution<'_>,
+    ) -> Result<(), Error> {
+        self.check(problem)?;
+        partial.check(problem)?;
+        let execution = self.execution(problem, workspace, execution)?;
+        let (states, sums) = partial.begin(problem, self.choice.level);
+        launch::run(&problem.call(), &self.choice, Outputs::Partial { states, sums }, workspace, &execution);
+        Ok(())
+    }
+
+    fn check(&self, problem: &Problem<'_>) -> Result<(), Error> {
+        let level = problem.level.map_or(self.isa(), Level::isa);
+        let key = Key::of(problem, self.isa());
+        if self.key.serves(&key) && level == self.isa() {
+            return Ok(());
+        }
+        Err(Error::Plan { planned: self.key.to_string(), found: Key { isa: level, ..key }.to_string() })
+    }
+
+    fn launch(
+        &self,
+        problem: &Problem<'_>,
+        outputs: Outputs<'_>,
+        workspace: &mut [f32],
+        execution: Execution<'_>,
+    ) -> Result<(), Error> {
+        let execution = self.execution(problem, workspace, execution)?;
+        launch::run(&problem.call(), &self.choice, outputs, workspace, &execution);
+        Ok(())
+    }
+
+    /// Who does the work, if the workspace is long enough for them.
+    fn execution<'e>(
+        &self,
+        problem: &Problem<'_>,
+        workspace: &[f32],
+        execution: Execution<'e>,
+    ) -> Result<Execution<'e>, Error> {
+        let call = problem.call();
+        let execution = execution.for_work(problem, launch::tasks(&call, &self.choice));
+        let threads = execution.threads();
+        let needed = launch::workspace_len(&call, &self.choice, threads);
+        if workspace.len() < needed {
+            return Err(Error::Workspace { found: workspace.len(), needed, threads });
+        }
+        Ok(execution)
+    }
+
+    /// Why these kernels and tiles, in one line.
+    pub fn why(&self) -> impl fmt::Display + '_ {
+        &self.reason
+    }
+
+    /// The entry of the profile that decided, if one did.
+    pub fn profile_entry(&self) -> Option<&Entry> {
+        match &self.reason {
+            Reason::Profile(entry) => Some(entry),
+            Reason::Model | Reason::Portable => None,
+        }
+    }
+
+    /// Which kernels, which tiles, and why.
+    pub fn explain(&self) -> impl fmt::Display + '_ {
+        Explanation(self)
+    }
+}
+
+impl Written<'_> {
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let expected = self.shape.out();
+        if let Some(i) = (0..4).find(|i| self.out[*i] != expected[*i]) {
+            return Err(Error::Dimension {
+                tensor: "out",
+                dimension: ["batch", "heads", "rows", "columns"][i],
+                found: self.out[i],
+                expected: expected[i],
+                reason: "q with the columns of v",
+            });
+        }
+        if self.dtype != Dtype::F32 && self.dtype != self.q_dtype {
+            let mut expected = vec![Dtype::F32, self.q_dtype];
+            expected.dedup();
+            return Err(Error::Dtype { tensor: "out", found: self.dtype, expected });
+        }
+        let Some(found) = self.lse else { return Ok(()) };
+        if !self.has_lse {
+            return Err(Error::NoMeaning {
+                option: "a log-sum-exp",
+                weighting: self.weighting,
+                reason: "its weights are not exponentials",
+            });
+        }
+        crate::checks::length("lse", found, self.shape.rows(), "one for each row of q")
+    }
+}

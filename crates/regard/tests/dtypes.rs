@@ -1,0 +1,192 @@
+//! Element types: what goes together, what comes out, and what is refused.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use common::{Data, numbers, setup_of, small_integers, weightings};
+use regard::{
+    Align, Attention, Dtype, Error, Execution, Level, Numerics, Plan, Problem, Quantised, TensorMut, View, ViewMut,
+    Weighting, bf16, f16, reference,
+};
+
+const HEADS: [usize; 2] = [4, 2];
+const D: usize = 37;
+const D_V: usize = 21;
+const KEYS: usize = 83;
+
+fn shapes(queries: usize) -> [[usize; 4]; 3] {
+    [[1, HEADS[0], queries, D], [1, HEADS[1], KEYS, D], [1, HEADS[1], KEYS, D_V]]
+}
+
+fn data(dtypes: [Dtype; 2], queries: usize, integers: bool) -> [Data; 3] {
+    let shapes = shapes(queries);
+    std::array::from_fn(|i| {
+        let len = shapes[i].iter().product();
+        let x = if integers && i < 2 { small_integers(len, i as u64) } else { numbers(len, i as u64) };
+        Data::new(dtypes[i.min(1)], &x, shapes[i])
+    })
+}
+
+#[test]
+fn every_combination_is_right() {
+    for q in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        for kv in Dtype::ALL {
+            for queries in [1, 3, 40] {
+                for integers in [false, true] {
+                    let data = data([q, kv], queries, integers);
+                    let [q, k, v] = [0, 1, 2].map(|i| data[i].tensor(shapes(queries)[i]));
+                    for weighting in weightings() {
+                        let options = Attention::new(weighting.clone()).causal(Align::BottomRight);
+                        for level in Level::available() {
+                            check(&Problem::new(&options, q, k, v).unwrap(), *level);
+                            if [q.dtype(), k.dtype()] == [Dtype::Bf16; 2] {
+                                let widened = options.clone().native_half(false);
+                                check(&Problem::new(&widened, q, k, v).unwrap(), *level);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn check(problem: &Problem<'_>, level: Level) {
+    let plan = Plan::new(problem, &setup_of(level));
+    // Kernels that multiply bf16 round weights to it.
+    let native = ["_lanes_bf16_", "_rows_bf16_dots"].iter().any(|name| plan.kernel().contains(name));
+    let rounding = plan.rounding(&problem.sequences()[0]);
+    let wanted = reference::attention(problem, rounding);
+    let got = common::run_plan(&plan, problem).out;
+    let selects = problem.options().weighting().selects();
+    for (i, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
+        let allowed = match (selects, native) {
+            // Rows of V, or means of a few.
+            (true, _) => 1e-6,
+            (_, true) => 2e-2 * wanted.abs().max(1.0),
+            _ => 2e-5 * wanted.abs().max(1.0),
+        };
+        let error = (f64::from(*got) - wanted).abs();
+        assert!(error <= allowed, "{i}: {got} instead of {wanted}, {}", plan.explain());
+    }
+}
+
+#[test]
+fn outputs_are_rounded_to_the_type_of_q() {
+    for queries in [2, 30] {
+        let shape = [1, HEADS[0], queries, D_V];
+        let len = shape.iter().product();
+        for level in Level::available() {
+            for weighting in weightings() {
+                let options = Attention::new(weighting);
+                let halves = data([Dtype::F16, Dtype::Int8], queries, false);
+                let [q, k, v] = [0, 1, 2].map(|i| halves[i].tensor(shapes(queries)[i]));
+                let problem = Problem::new(&options, q, k, v).unwrap();
+                let plan = Plan::new(&problem, &setup_of(*level));
+                let mut workspace = vec![0.0; plan.workspace_len(1)];
+                let wanted: Vec<f16> = common::run_plan(&plan, &problem).out.into_iter().map(f16::from_f32).collect();
+                let mut out = vec![f16::ZERO; len];
+                let view = ViewMut::bhsd(&mut out, shape).unwrap();
+                plan.run(&problem, view, None, &mut workspace, Execution::Serial).unwrap();
+                assert_eq!(out, wanted);
+
+                let brains = data([Dtype::Bf16, Dtype::F32], queries, false);
+                let [q, k, v] = [0, 1, 2].map(|i| brains[i].tensor(shapes(queries)[i]));
+                let problem = Problem::new(&options, q, k, v).unwrap();
+                let plan = Plan::new(&problem, &setup_of(*level));
+                let mut workspace = vec![0.0; plan.workspace_len(1)];
+                let wanted: Vec<bf16> = common::run_plan(&plan, &problem).out.into_iter().map(bf16::from_f32).collect();
+                let mut out = vec![bf16::ZERO; len];
+                let view = ViewMut::bhsd(&mut out, shape).unwrap();
+                plan.run(&problem, TensorMut::from(view), None, &mut workspace, Execution::Serial).unwrap();
+                assert_eq!(out, wanted);
+            }
+        }
+    }
+}
+
+#[test]
+fn types_that_do_not_go_together() {
+    let options = Attention::softmax();
+    let tensors = |q, k, v| {
+        let [qs, ks, vs] = shapes(3);
+        let [q, k, v] = [(q, qs), (k, ks), (v, vs)]
+            .map(|(dtype, shape)| Data::new(dtype, &numbers(shape.iter().product(), 1), shape));
+        Problem::new(&options, q.tensor(qs), k.tensor(ks), v.tensor(vs)).map(drop)
+    };
+    let error = tensors(Dtype::Int8, Dtype::Int8, Dtype::Int8).unwrap_err();
+    assert!(
+        matches!(&error, Error::Dtype { tensor: "q", found: Dtype::Int8, expected } if expected.len() == 3),
+        "{error}"
+    );
+    for k in Dtype::ALL {
+        for v in Dtype::ALL {
+            let result = tensors(Dtype::F16, k, v);
+            let wanted = Error::Dtype { tensor: "v", found: v, expected: vec![k] };
+            assert_eq!(result, if k == v { Ok(()) } else { Err(wanted) });
+        }
+    }
+
+    // An output of another type than f32 or that of q, which stays as it was.
+    let data = data([Dtype::Bf16, Dtype::Bf16], 3, false);
+    let [q, k, v] = [0, 1, 2].map(|i| data[i].tensor(shapes(3)[i]));
+    let problem = Problem::new(&options, q, k, v).unwrap();
+    let plan = Plan::new(&problem, &setup_of(Level::best()));
+    let mut out = vec![f16::ONE; 4 * 3 * D_V];
+    let mut lse = vec![7.0; 12];
+    let mut workspace = vec![0.0; plan.workspace_len(1)];
+    let view = ViewMut::bhsd(&mut out, [1, 4, 3, D_V]).unwrap();
+    let error = plan.run(&problem, view, Some(&mut lse), &mut workspace, Execution::Serial).unwrap_err();
+    assert_eq!(error, Error::Dtype { tensor: "out", found: Dtype::F16, expected: vec![Dtype::F32, Dtype::Bf16] });
+    assert!(out.iter().all(|x| *x == f16::ONE) && lse.iter().all(|x| *x == 7.0));
+}
+
+#[test]
+fn scales_fit_their_tensor() {
+    let [qs, ks, vs] = shapes(3);
+    let data = data([Dtype::F32, Dtype::Int8], 3, false);
+    let q = data[0].tensor(qs);
+    let bytes = vec![1_i8; ks.iter().product()];
+    let values = vec![1_i8; vs.iter().product()];
+    let scales = vec![0.5; HEADS[1] * KEYS];
+    let make = |scales: View<'static, f32>, bytes: &'static [i8], shape| Quantised {
+        data: View::bhsd(bytes, shape).unwrap(),
+        scales,
+    };
+    let (bytes, values, scales): (&'static [i8], &'static [i8], &'static [f32]) =
+        (bytes.leak(), values.leak(), scales.leak());
+    let problem = |k_scales: [usize; 4], v_scales: [usize; 4]| {
+        let k = make(View::bhsd(scales, k_scales).unwrap(), bytes, ks);
+        let v = make(View::bhsd(scales, v_scales).unwrap(), values, vs);
+        Problem::new(&Attention::softmax(), q, k, v)
+    };
+    let rows = [1, HEADS[1], KEYS, 1];
+    let wanted = problem(rows, rows).unwrap().attention().unwrap();
+    // One for each head, or for all.
+    assert_eq!(problem([1, HEADS[1], 1, 1], [1, 1, 1, 1]).unwrap().attention().unwrap(), wanted);
+    let error = problem(rows, [1, HEADS[1], KEYS - 1, 1]).unwrap_err();
+    assert!(
+        matches!(error, Error::Dimension { tensor: "the scales of v", dimension: "rows", found: 82, expected: 83, .. }),
+        "{error}"
+    );
+    let error = problem([1, 1, 2, 1], rows).unwrap_err();
+    assert!(matches!(error, Error::Dimension { tensor: "the scales of k", .. }), "{error}");
+}
+
+/// What native products of bf16 are used for, as plans say it.
+#[test]
+fn bf16_instructions_can_be_refused() {
+    let data = data([Dtype::Bf16, Dtype::Bf16], 40, false);
+    let [q, k, v] = [0, 1, 2].map(|i| data[i].tensor(shapes(40)[i]));
+    for level in Level::available() {
+        let kernel =
+            |options: &Attention<'_>| Plan::new(&Problem::new(options, q, k, v).unwrap(), &setup_of(*level)).kernel();
+        let softmax = Attention::softmax;
+        let widened = kernel(&softmax().native_half(false));
+        assert!(widened.contains("_lanes_f32_"), "{widened}");
+        assert_eq!(kernel(&softmax().numerics(Numerics::Portable)), widened);
+        assert_eq!(kernel(&Attention::new(Weighting::HardLeft)), widened);
+        let native = kernel(&softmax());
+        assert!(native == widened || native.contains("_lanes_bf16_"), "{native}");
+    }
+}

@@ -1,0 +1,77 @@
+//! The NEON level with the BF16 extension, which multiplies and adds pairs of bf16.
+//!
+//! Assembly, since the intrinsics are not stable. Nothing in it touches memory.
+
+use core::arch::aarch64::*;
+use core::arch::asm;
+
+use crate::delegate::delegate;
+use crate::{Isa, Neon, Op, Simd, operations};
+
+/// Proof that the machine has [`Isa::Neon`] and [`Extension::Bf16`](crate::Extension::Bf16).
+#[derive(Clone, Copy, Debug)]
+pub struct NeonBf16(Neon);
+
+impl NeonBf16 {
+    /// The token, if the processor has the instructions.
+    pub fn detect() -> Option<Self> {
+        let level = Neon::detect()?;
+        std::arch::is_aarch64_feature_detected!("bf16").then_some(Self(level))
+    }
+}
+
+/// The nearest bf16 of each lane, ties to even.
+#[inline]
+#[target_feature(enable = "neon,bf16")]
+fn narrow(x: float32x4_t) -> uint16x8_t {
+    let words: uint16x8_t;
+    // SAFETY: the function has the feature; the instruction reads and writes the registers that are named.
+    unsafe {
+        asm!("bfcvtn {words:v}.4h, {x:v}.4s", x = in(vreg) x, words = lateout(vreg) words, options(pure, nomem, nostack));
+    }
+    words
+}
+
+// SAFETY: `NeonBf16` is made by `detect` only, or by `assume` under the promise that it was.
+unsafe impl Simd for NeonBf16 {
+    const ISA: Isa = Isa::Neon;
+    const LANES: usize = Neon::LANES;
+    const FUSED: bool = Neon::FUSED;
+    const NATIVE_BF16: bool = true;
+    type F32 = float32x4_t;
+    type Mask = uint32x4_t;
+
+    #[inline(always)]
+    unsafe fn assume() -> Self {
+        // SAFETY: a machine that has the extension has the level.
+        Self(unsafe { Neon::assume() })
+    }
+
+    #[inline(always)]
+    fn vectorize<O: Op>(self, op: O) -> O::Output {
+        #[inline(never)]
+        #[target_feature(enable = "neon,bf16")]
+        fn inner<O: Op>(op: O, token: NeonBf16) -> O::Output {
+            op.run(token)
+        }
+        // SAFETY: `self` is a token, which exists only where the features were detected.
+        unsafe { inner(op, self) }
+    }
+
+    operations! { "neon,bf16";
+        fn dot_bf16(acc: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+            let mut sum = acc;
+            // SAFETY: the function has the feature; the instruction reads and writes the registers that are named.
+            unsafe {
+                asm!("bfdot {sum:v}.4s, {a:v}.8h, {b:v}.8h", a = in(vreg) a, b = in(vreg) b, sum = inout(vreg) sum,
+                    options(pure, nomem, nostack));
+            }
+            sum
+        }
+        fn pair_bf16(low: float32x4_t, high: float32x4_t) -> float32x4_t {
+            vreinterpretq_f32_u16(vzip1q_u16(narrow(low), narrow(high)))
+        }
+    }
+
+    delegate! {}
+}

@@ -1,0 +1,68 @@
+//! Tokens of a level with an extension: the token of the level, and more instructions.
+
+/// The operations that such a token takes from the token in its field 0: everything that no extension improves.
+macro_rules! delegate {
+    () => {
+        $crate::delegate::delegate! {
+            fn splat(x: f32) -> Self::F32;
+            fn prefetch(p: *const f32) -> ();
+            fn prefetch_far(p: *const f32) -> ();
+            fn add(a: Self::F32, b: Self::F32) -> Self::F32;
+            fn sub(a: Self::F32, b: Self::F32) -> Self::F32;
+            fn mul(a: Self::F32, b: Self::F32) -> Self::F32;
+            fn div(a: Self::F32, b: Self::F32) -> Self::F32;
+            fn mul_add(a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+            fn max(x: Self::F32, acc: Self::F32) -> Self::F32;
+            fn abs(x: Self::F32) -> Self::F32;
+            fn gt(a: Self::F32, b: Self::F32) -> Self::Mask;
+            fn ge(a: Self::F32, b: Self::F32) -> Self::Mask;
+            fn eq(a: Self::F32, b: Self::F32) -> Self::Mask;
+            fn not_lt(a: Self::F32, b: Self::F32) -> Self::Mask;
+            fn is_nan(x: Self::F32) -> Self::Mask;
+            fn and(a: Self::Mask, b: Self::Mask) -> Self::Mask;
+            fn or(a: Self::Mask, b: Self::Mask) -> Self::Mask;
+            fn any(mask: Self::Mask) -> bool;
+            fn mask_from_bits(bits: u64) -> Self::Mask;
+            fn mask_to_bits(mask: Self::Mask) -> u64;
+            fn select(mask: Self::Mask, yes: Self::F32, no: Self::F32) -> Self::F32;
+            fn split_exp2(x: Self::F32) -> (Self::F32, Self::F32);
+            fn scale_by_exp2(p: Self::F32, n: Self::F32) -> Self::F32;
+            fn low_bf16(pair: Self::F32) -> Self::F32;
+            fn high_bf16(pair: Self::F32) -> Self::F32;
+            fn quad_sums(x: [Self::F32; 4]) -> Self::F32;
+            fn interleave_bf16(a: Self::F32, b: Self::F32) -> [Self::F32; 2];
+        }
+        $crate::delegate::delegate! {
+            unsafe fn load(p: *const f32) -> Self::F32;
+            unsafe fn load_quad(p: *const f32) -> Self::F32;
+            unsafe fn store(p: *mut f32, v: Self::F32) -> ();
+            unsafe fn load_first(p: *const f32, n: usize) -> Self::F32;
+            unsafe fn store_first(p: *mut f32, v: Self::F32, n: usize) -> ();
+            unsafe fn transpose(src: *const f32, src_stride: usize, dst: *mut f32, dst_stride: usize) -> ();
+            unsafe fn load_f16(p: *const ::half::f16) -> Self::F32;
+            unsafe fn load_bf16(p: *const ::half::bf16) -> Self::F32;
+            unsafe fn load_i8(p: *const i8) -> Self::F32;
+            unsafe fn store_first_f16(p: *mut ::half::f16, v: Self::F32, n: usize) -> ();
+            unsafe fn store_first_bf16(p: *mut ::half::bf16, v: Self::F32, n: usize) -> ();
+        }
+
+        #[inline(always)]
+        fn lane_sums<const N: usize>(self, x: [Self::F32; N]) -> Self::F32 {
+            self.0.lane_sums(x)
+        }
+    };
+    ($(fn $name:ident($($arg:ident: $type:ty),*) -> $ret:ty;)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $type),*) -> $ret {
+            self.0.$name($($arg),*)
+        }
+    )*};
+    ($(unsafe fn $name:ident($($arg:ident: $type:ty),*) -> $ret:ty;)*) => {$(
+        #[inline(always)]
+        unsafe fn $name(self, $($arg: $type),*) -> $ret {
+            // SAFETY: the same contract.
+            unsafe { self.0.$name($($arg),*) }
+        }
+    )*};
+}
+pub(crate) use delegate;

@@ -1,0 +1,75 @@
+//! The ceilings of the threads of a case.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use regard::{Execution, Isa, Level};
+use regard_tuner::measure::{Ceilings, FmaProbe, ReadProbe, ReadWay, fastest_way};
+
+use crate::setup::Threads;
+
+/// The ways of reading that were found to be the fastest, by level and threads.
+pub(super) type Ways = BTreeMap<(Isa, usize), ReadWay>;
+
+/// The probes of all threads of a case.
+pub(super) struct Limits<'a> {
+    threads: &'a Threads,
+    fma: FmaProbe,
+    dots: Option<FmaProbe>,
+    /// One for each thread.
+    read: Vec<Mutex<ReadProbe>>,
+    pub(super) way: ReadWay,
+}
+
+impl<'a> Limits<'a> {
+    /// Probes at a level, of bf16 products too if `dots`; `bytes` are what no cache holds, all threads together. Memory is read
+    /// in the way that `way` says, or else in the fastest, which is looked for unless `ways` has it.
+    pub(super) fn new(
+        level: Level,
+        threads: &'a Threads,
+        dots: bool,
+        bytes: usize,
+        way: Option<ReadWay>,
+        ways: &mut Ways,
+    ) -> Self {
+        let count = threads.count();
+        let first = way.unwrap_or(ReadWay::ALL[0]);
+        let probe = || Mutex::new(ReadProbe::with_way(level, bytes / count, first));
+        // Each is made by the thread that uses it, so that its memory is near.
+        let read = match threads.execution() {
+            Execution::Pool(pool) => pool.broadcast(|_| probe()),
+            _ => vec![probe()],
+        };
+        let dots = if dots { FmaProbe::dots(level) } else { None };
+        let mut limits = Self { threads, fma: FmaProbe::new(level), dots, read, way: first };
+        if way.is_none() {
+            limits.way = *ways.entry((level.isa(), count)).or_insert_with(|| fastest_way(&mut |way| limits.read(way)));
+        }
+        limits
+    }
+
+    /// All ceilings now.
+    pub(super) fn sample(&self) -> Ceilings {
+        // One kind after the other, for all threads to do the same, and in this order: see `Probes::sample`.
+        let read = self.read(self.way);
+        let dot_gflops = self.dots.map(|probe| self.sum(&|_| probe.sample()));
+        let gflops = self.sum(&|_| self.fma.sample());
+        Ceilings { gflops: Some(gflops), dot_gflops, read_gbytes_per_s: Some(read) }
+    }
+
+    fn read(&self, way: ReadWay) -> f64 {
+        self.sum(&|thread| {
+            let mut probe = self.read[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            probe.set_way(way);
+            probe.sample()
+        })
+    }
+
+    /// What all threads reach at once, by what each of them reaches.
+    fn sum(&self, sample: &(dyn Fn(usize) -> f64 + Sync)) -> f64 {
+        match self.threads.execution() {
+            Execution::Pool(pool) => pool.broadcast(|thread| sample(thread.index())).iter().sum(),
+            _ => sample(0),
+        }
+    }
+}
