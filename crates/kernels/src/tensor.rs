@@ -121,7 +121,7 @@ impl Tensor<'_> {
             Self::Bf16(view) => view.get(index).widen(),
             Self::Int8(quantised) => {
                 let [batch, head, row, _] = index;
-                quantised.data.get(index).widen() * quantised.scales.get([batch, head, row, 0])
+                Element::widen(*quantised.data.get(index)) * quantised.scales.get([batch, head, row, 0])
             }
         }
     }

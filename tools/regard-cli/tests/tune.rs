@@ -20,7 +20,7 @@ fn json(place: &Place, args: &[&str]) -> Value {
 }
 
 /// Enough for a class or two, also in an emulator.
-const BUDGET: &str = if cfg!(target_arch = "aarch64") { "60" } else { "2" };
+const BUDGET: &str = if cfg!(target_arch = "aarch64") { "60" } else { "10" };
 
 const BRIEF: [&str; 5] = ["tune", "--quick", "--budget", BUDGET, "--json"];
 
