@@ -5,7 +5,9 @@ use std::marker::PhantomData;
 use regard_simd::{Extension, Isa, Level, Simd, bf16, f16};
 
 use super::args::Unit;
-use super::form::{Dots, Form, Widened};
+#[cfg(target_arch = "x86_64")]
+use super::form::Dots;
+use super::form::{Form, Widened};
 use super::scratch::Layout;
 use super::tiles::{Medium, Tiles};
 use super::{Rows, tiles};

@@ -71,6 +71,7 @@ macro_rules! tiles {
 
 tiles!(
     /// 16 lanes, 32 registers.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other level has 16 lanes"))]
     Wide, 16 lanes:
     1 => (16, 1, 4), 2 => (8, 2, 4), 3 => (4, 2, 4), 4 => (4, 2, 2),
     5 => (2, 2, 2), 6 => (2, 2, 2), 7 => (2, 2, 1), 8 => (2, 2, 1)
@@ -78,6 +79,7 @@ tiles!(
 
 tiles!(
     /// 16 lanes, 32 registers, for dot products of pairs, whose scores come four rows at a time.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other level has 16 lanes"))]
     WideDots, 16 lanes:
     1 => (4, 4, 4), 2 => (4, 4, 4), 3 => (4, 4, 4), 4 => (4, 4, 2),
     5 => (2, 8, 2), 6 => (2, 8, 2), 7 => (2, 8, 1), 8 => (2, 8, 1)
