@@ -14,6 +14,7 @@ mod machine;
 mod random;
 mod run;
 mod spec;
+mod specs;
 mod stored;
 mod tensor;
 mod tolerance;
@@ -26,9 +27,10 @@ pub use machine::{levels, profile_for, setup_for, setup_of, this_test};
 pub use random::Random;
 pub use run::{Output, Path, is_native, paths, run, run_into, run_plan, run_plan_as, same};
 pub use spec::{Spec, selects, weightings};
+pub use specs::Lists;
 pub use stored::{Stored, round_to};
 pub use tensor::Tensor;
-pub use tolerance::{Bound, bound, bound_between, output_rounding};
+pub use tolerance::{Bound, bound, bound_between, bound_of_parts, output_rounding};
 
 /// Sizes shrink where the tests run in an emulator, which is a hundred times slower.
 pub const SLOW: bool = cfg!(any(target_arch = "aarch64", miri));

@@ -19,8 +19,8 @@
 //!
 //! What other ways of computing a row add:
 //!
-//! - spans: the maximum moves within each span and from span to span, `moves` of the worst span and one for every merge that
-//!   changes the maximum; each merge makes chains longer by the two roundings of `a x + b y`;
+//! - spans: `moves` of the worst span, and one for every merge, which may change the maximum of either side; each merge makes
+//!   chains longer by the two roundings of `a x + b y`;
 //! - int8: the oracle rounds `scale * element` to f32 once for each element, a rows kernel once for each product: `EPS` more
 //!   of the magnitudes of a score, and of `|w||v|`;
 //! - products of pairs of bf16: exact, and added in f32 with as many roundings. Weights are rounded to bf16 before they meet
@@ -60,12 +60,18 @@ pub struct Bound {
 
 /// The bound of one row of a case, `[sequence, head, query]`, that was computed in this way.
 pub fn bound(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path) -> Bound {
-    bound_of(case, row, index, path, true)
+    bound_of(case, row, index, path, &cuts(case, index, path), true)
+}
+
+/// The same for keys that were cut into parts at these places, of which the first is 0 and the last the number of keys, and
+/// merged in any order.
+pub fn bound_of_parts(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path, cuts: &[usize]) -> Bound {
+    bound_of(case, row, index, path, cuts, true)
 }
 
 /// How far results of two ways that round scores alike may differ: the bound of each without the errors of scores.
 pub fn bound_between(case: &Case<'_>, row: &Row, index: [usize; 3], paths: [&Path; 2]) -> Bound {
-    let [mut a, b] = paths.map(|path| bound_of(case, row, index, path, false));
+    let [mut a, b] = paths.map(|path| bound_of(case, row, index, path, &cuts(case, index, path), false));
     a.out.iter_mut().zip(b.out).for_each(|(a, b)| *a += b);
     a.lse += b.lse;
     a
@@ -80,7 +86,13 @@ pub fn output_rounding(dtype: Dtype, x: f64) -> f64 {
     }
 }
 
-fn bound_of(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path, with_scores: bool) -> Bound {
+/// The ends of spans.
+fn cuts(case: &Case<'_>, index: [usize; 3], path: &Path) -> Vec<usize> {
+    let keys = case.shape(index[0]).keys;
+    (0..keys).step_by(path.span.max(1)).chain([keys]).collect()
+}
+
+fn bound_of(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path, cuts: &[usize], with_scores: bool) -> Bound {
     let spec = &case.spec;
     let shape = case.shape(index[0]);
     let mut scores = scores(case, index, path);
@@ -90,8 +102,8 @@ fn bound_of(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path, with_sco
     let scores = &scores;
     let visible = scores.iter().flatten().count();
     let n = spec.length(shape.keys, visible);
-    let spans = shape.keys.div_ceil(path.span.max(1)).max(1);
-    let chain = EPS * (CHAIN * ((visible + 2 * (spans - 1)) as f64).sqrt() + TERMS);
+    let merges = cuts.len().saturating_sub(2);
+    let chain = EPS * (CHAIN * ((visible + 2 * merges) as f64).sqrt() + TERMS);
     // What becomes of a weight on its way to V.
     let carried = if path.native { BF16 } else { 0.0 } + if is_scaled(case, path) { EPS } else { 0.0 };
     let values = Values { case, scores, sequence: index[0], head: index[1] / (shape.query_heads / shape.kv_heads) };
@@ -103,7 +115,7 @@ fn bound_of(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path, with_sco
             let chosen = values.sums(&|key| if roundings == 0.0 { 0.0 } else { row.weights[key] * roundings });
             Bound { out: chosen, lse: 0.0, scores: scores.clone(), weights: None }
         }
-        Weighting::Softmax => softmax(case, row, index, path, chain, carried, &values),
+        Weighting::Softmax => softmax(case, row, index, [chain, carried], moves(scores, path, cuts), &values),
         _ => {
             let normalised = matches!(spec.weighting, Weighting::EvenPower { .. } | Weighting::Taylor2);
             let mut weights: Vec<(f64, f64)> = scores.iter().map(|score| pointwise(spec, *score)).collect();
@@ -135,30 +147,26 @@ fn is_scaled(case: &Case<'_>, path: &Path) -> bool {
     case.k.dtype() == Dtype::Int8 && matches!(path.rounding, Rounding::Lanes { .. })
 }
 
-/// How often the maximum of a row moves: the most of any weight.
-fn moves(scores: &[Option<(f64, f64)>], path: &Path) -> usize {
+/// How often the maximum of a row moves, for the weight that it moves most often for.
+fn moves(scores: &[Option<(f64, f64)>], path: &Path, cuts: &[usize]) -> usize {
     let highest = |some: &[Option<(f64, f64)>]| some.iter().flatten().fold(f64::NEG_INFINITY, |m, s| m.max(s.0));
-    let count = |scores: &[Option<(f64, f64)>], step: usize| {
+    let within = |part: &[usize]| {
         let (mut moves, mut running) = (0, f64::NEG_INFINITY);
-        for part in scores.chunks(step.max(1)) {
-            moves += usize::from(highest(part) > running);
-            running = running.max(highest(part));
+        for block in scores[part[0]..part[1]].chunks(path.key_block) {
+            moves += usize::from(highest(block) > running);
+            running = running.max(highest(block));
         }
         moves
     };
-    let span = path.span.clamp(1, scores.len().max(1));
-    let within = scores.chunks(span).map(|span| count(span, path.key_block)).max().unwrap_or(0);
-    // A later part may also be the one that is multiplied.
-    if span >= scores.len() { within } else { within + count(scores, span) + 1 }
+    cuts.windows(2).map(within).max().unwrap_or(0) + cuts.len().saturating_sub(2)
 }
 
 fn softmax(
     case: &Case<'_>,
     row: &Row,
     [_, head, _]: [usize; 3],
-    path: &Path,
-    chain: f64,
-    carried: f64,
+    [chain, carried]: [f64; 2],
+    moves: usize,
     values: &Values<'_>,
 ) -> Bound {
     let scores = values.scores;
@@ -166,7 +174,7 @@ fn softmax(
     let max = scores.iter().flatten().fold(f64::NEG_INFINITY, |m, s| m.max(s.0));
     let reference = max.max(sink.unwrap_or(f64::NEG_INFINITY));
     let reference = if reference == f64::NEG_INFINITY { 0.0 } else { reference };
-    let exp = EXP * (1 + moves(scores, path)) as f64;
+    let exp = EXP * (1 + moves) as f64;
     // (weight, absolute error), not yet divided by the sum.
     let mut weights: Vec<(f64, f64)> = (scores.iter())
         .map(|score| {
