@@ -136,6 +136,8 @@ pub(crate) fn run(args: AttendArgs, global: &Global) -> Result<(), CliError> {
     let elements = elements.ok_or_else(|| CliError::Failed("outputs are not quantised".to_owned()))?;
     let mut out = Array::new(elements, shape.out(), order);
     let mut lse = if args.lse { Some(zeros("lse", Some(shape.rows()))?) } else { None };
+    // Rows that belong to no sequence see nothing, and are not written.
+    lse.iter_mut().for_each(|lse| lse.fill(f32::NEG_INFINITY));
     let mut workspace = zeros("the workspace", Some(plan.workspace_len(threads.count())))?;
     let view = out.tensor_mut().map_err(|source| regard::Error::View { tensor: "out", source })?;
     let start = Instant::now();

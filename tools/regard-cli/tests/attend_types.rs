@@ -201,7 +201,11 @@ fn packed_sequences() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!([&json["batch"], &json["queries"], &json["keys"], &json["packed_rows"]], [3, 2, 9, 5]);
     assert_eq!(json["layout"], "thd");
-    assert_eq!(read(&place.path("out"), "lse").0, [HEADS, 5]);
+    let (shape, lse) = read(&place.path("out"), "lse");
+    assert_eq!(shape, [HEADS, 5]);
+    // The last row belongs to no sequence.
+    assert!(lse.chunks(5).all(|rows| rows[..4].iter().all(|lse| lse.is_finite()) && rows[4] == f32::NEG_INFINITY));
+    assert!(read(&place.path("out"), "out").1[4 * HEADS * VALUE_DIM..].iter().all(|x| *x == 0.0));
 
     for (args, part) in [
         ("--varlen 2,3", "q_offsets and --varlen exclude each other"),
