@@ -51,10 +51,12 @@ use crate::source::Source;
 use crate::tensor::Dtype;
 use crate::weighting::{Block, Step};
 
-/// How far ahead memory is asked for, in bytes. On Zen 4, with one row 2 to 4 KiB are best and 16 cost a tenth; with eight,
-/// which take longer over a key, 8 KiB are best and 2 cost a third.
-fn ahead_bytes(rows: usize) -> usize {
-    if rows <= 2 { 4096 } else { 8192 }
+/// How far ahead memory is asked for, in bytes. On Zen 4, one or two rows are fastest with 2 to 4 KiB, and 16 cost a tenth; more
+/// rows, which take longer over a key, are fastest with 8 KiB, and 2 cost eight of them a third. Halves gain a twentieth from
+/// 8 KiB at any number of rows, where int8 loses a tenth.
+fn ahead_bytes(rows: usize, dtype: Dtype) -> usize {
+    let halves = matches!(dtype, Dtype::F16 | Dtype::Bf16);
+    if rows <= 2 && !halves { 4096 } else { 8192 }
 }
 
 /// One call.
@@ -302,7 +304,7 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
         let unit = self.unit;
         let masked_from = self.visible(group, keys)?;
         let gathered = self.scratch.wrapping_add(self.layout.keys);
-        let ahead = ahead_bytes(group.rows.len());
+        let ahead = ahead_bytes(group.rows.len(), unit.k.dtype);
         for piece in Pieces::new(&unit.k, keys, unit.d, ahead, T::LANES, gathered) {
             T::scores::<S, F>(
                 s,
@@ -415,8 +417,11 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
         }
         // Values that are passed over again come from the second level then: the next block is asked for in time.
         let again = T::passes_again(group.rows.len(), unit.d_v);
-        let ahead =
-            if again { unit.key_block * unit.d_v * size_of::<F::Element>() } else { ahead_bytes(group.rows.len()) };
+        let ahead = if again {
+            unit.key_block * unit.d_v * size_of::<F::Element>()
+        } else {
+            ahead_bytes(group.rows.len(), unit.v.dtype)
+        };
         let gathered = self.scratch.wrapping_add(self.layout.values);
         for piece in Pieces::new(&unit.v, keys, unit.d_v, ahead, T::LANES, gathered) {
             T::accumulate::<S, F>(

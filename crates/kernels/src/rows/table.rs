@@ -70,12 +70,12 @@ macro_rules! kernels {
     };
 }
 
-/// The kernels of a level without extensions.
+/// The kernels of a level without extensions: the tiles of f32, and of what is to be widened.
 macro_rules! level {
-    ($(#[$meta:meta])* $list:ident, $token:ty, $isa:literal, $tiles:ty $(, $more:tt)*) => {
+    ($(#[$meta:meta])* $list:ident, $token:ty, $isa:literal, $f32_tiles:ty, $tiles:ty $(, $more:tt)*) => {
         kernels!(
             $(#[$meta])* $list, $isa:
-            (F32, Widened<f32>, $token, $tiles, "f32", None),
+            (F32, Widened<f32>, $token, $f32_tiles, "f32", None),
             (F16, Widened<f16>, $token, $tiles, "f16", None),
             (Bf16, Widened<bf16>, $token, $tiles, "bf16", None),
             (Int8, Widened<i8>, $token, $tiles, "int8", None),
@@ -84,13 +84,14 @@ macro_rules! level {
     };
 }
 
-level!(PORTABLE, regard_simd::Portable, "portable", Medium);
+level!(PORTABLE, regard_simd::Portable, "portable", Medium, Medium);
 
 level!(
     #[cfg(target_arch = "x86_64")]
     AVX2,
     regard_simd::Avx2,
     "avx2",
+    Medium,
     Medium
 );
 
@@ -99,6 +100,7 @@ level!(
     AVX512,
     regard_simd::Avx512,
     "avx512",
+    tiles::WideStream,
     tiles::Wide,
     (Bf16, Dots, regard_simd::Avx512Bf16, tiles::WideDots, "bf16_dots", Some(Extension::Bf16))
 );
@@ -108,6 +110,7 @@ level!(
     NEON,
     regard_simd::Neon,
     "neon",
+    tiles::Narrow,
     tiles::Narrow
 );
 

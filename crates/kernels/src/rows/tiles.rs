@@ -65,9 +65,19 @@ macro_rules! tiles {
     };
 }
 
-// Registers: rows * keys accumulators of scores, rows * 2 units of sums, and what they are multiplied with. With one row, keys
-// are read one after the other: of four streams side by side, 512 bytes apart, memory gives half as much (Zen 4: 17 of 33 GB/s).
-// From two rows on the prefetches make up for it, and sharing the loads of queries pays.
+// Registers: rows * keys accumulators of scores, rows * 2 units of sums, and what they are multiplied with. Sharing the loads of
+// queries among keys pays as long as arithmetic counts; but memory is read best in one stream, key after key and all columns
+// of a value at once, even where sums spill (Zen 4, one row: 33 GB/s, and 17 in four streams side by side, 512 bytes apart;
+// four rows of f32: 24.6 GB/s of both products from memory with one key and 4 units, 22.4 with two keys and 2 units, though
+// 38 against 46 in the second-level cache).
+
+tiles!(
+    /// 16 lanes, 32 registers, for elements that cost nothing to widen: with few rows, memory is what counts.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other level has 16 lanes"))]
+    WideStream, 16 lanes:
+    1 => (16, 1, 4), 2 => (8, 1, 4), 3 => (4, 1, 4), 4 => (4, 1, 4),
+    5 => (2, 2, 2), 6 => (2, 2, 2), 7 => (2, 2, 1), 8 => (2, 2, 1)
+);
 
 tiles!(
     /// 16 lanes, 32 registers.
