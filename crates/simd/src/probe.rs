@@ -6,10 +6,16 @@
 //! The arithmetic loops are assembly, since a loop whose result is known in advance is one that an optimiser may take
 //! apart: in Rust with intrinsics, link-time optimisation has been seen to hoist it out of the timed region.
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+mod exp;
 mod read;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 use std::hint::black_box;
 
+pub use self::exp::exp_chains;
 pub use self::read::{ReadWay, ReadWayError, read_sweep};
 use crate::{Extension, Level};
 
@@ -56,12 +62,42 @@ pub fn bf16_chains(level: Level, iterations: u64) -> Option<u64> {
     match level {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the extension is there, as is the level.
-        Level::Avx512(_) => Some(iterations * unsafe { x86_64::bf16_chains(iterations) }),
+        Level::Avx512(_) => Some(iterations * unsafe { x86_64::avx512_bf16_chains(iterations) }),
         #[cfg(target_arch = "aarch64")]
         // SAFETY: the extension is there, as is the level.
         Level::Neon(_) => Some(iterations * unsafe { aarch64::bf16_chains(iterations) }),
         _ => None,
     }
+}
+
+/// Runs `iterations` passes over independent chains of dot products of four bytes with four bytes, added up in i32, and
+/// gives the number of integer operations that this took: 8 per lane of 32 bits and instruction, four multiplications and
+/// four additions.
+///
+/// `None` where the machine has no such instruction for the vectors of the level (AVX-512 VNNI, AVX-VNNI, the dot products
+/// of NEON). Otherwise as [`fma_chains`].
+pub fn int8_chains(level: Level, iterations: u64) -> Option<u64> {
+    // At least one pass, to know what it is.
+    let passes = iterations.max(1);
+    let operations_of_a_pass = match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(_) if std::arch::is_x86_feature_detected!("avxvnni") => {
+            // SAFETY: the token in the level exists only where its features were detected, and the other one was now.
+            unsafe { x86_64::avx2_int8_chains(passes) }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(_) if std::arch::is_x86_feature_detected!("avx512vnni") => {
+            // SAFETY: the token in the level exists only where its features were detected, and the other one was now.
+            unsafe { x86_64::avx512_int8_chains(passes) }
+        }
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon(_) if std::arch::is_aarch64_feature_detected!("dotprod") => {
+            // SAFETY: the token in the level exists only where its feature was detected, and the other one was now.
+            unsafe { aarch64::int8_chains(passes) }
+        }
+        _ => return None,
+    };
+    Some(iterations * operations_of_a_pass)
 }
 
 /// The chains of the portable level. Gives the floating point operations of one pass.
@@ -79,175 +115,6 @@ fn portable_chains(iterations: u64) -> u64 {
     }
     black_box(chains);
     2 * LANES as u64
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86_64 {
-    use core::arch::asm;
-    use core::arch::x86_64::{_mm256_set1_ps, _mm512_set1_epi32, _mm512_set1_ps};
-
-    /// 24 chains of 16 lanes. Gives the floating point operations of one pass. `iterations` is not zero.
-    #[inline(never)]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
-    pub(super) fn avx512_chains(iterations: u64) -> u64 {
-        // SAFETY: the function has the features; the block touches no memory and no stack, leaves the direction flag
-        // alone, and names every register that it writes.
-        unsafe {
-            asm!(
-                ".irp chain, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23",
-                "vmovaps zmm\\chain, {one}",
-                ".endr",
-                ".p2align 5",
-                "2:",
-                ".irp chain, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23",
-                "vfmadd231ps zmm\\chain, {one}, {zero}",
-                ".endr",
-                "dec {left}",
-                "jnz 2b",
-                // The compiler adds this where it uses wide registers itself, but not (1.95) for those of a block like
-                // this one. Without it all SSE code that the thread runs later is two to four times as slow (Zen 5).
-                "vzeroupper",
-                left = inout(reg) iterations => _,
-                one = in(zmm_reg) _mm512_set1_ps(1.0),
-                zero = in(zmm_reg) _mm512_set1_ps(0.0),
-                out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
-                out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
-                out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
-                out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
-                options(nomem, nostack),
-            );
-        }
-        2 * 24 * 16
-    }
-
-    /// 24 chains of 16 lanes. Gives the floating point operations of one pass. `iterations` is not zero.
-    #[inline(never)]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-    pub(super) fn bf16_chains(iterations: u64) -> u64 {
-        // SAFETY: as in `avx512_chains`.
-        unsafe {
-            asm!(
-                ".irp chain, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23",
-                "vmovdqa64 zmm\\chain, {ones}",
-                ".endr",
-                ".p2align 5",
-                "2:",
-                ".irp chain, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23",
-                "vdpbf16ps zmm\\chain, {ones}, {zeros}",
-                ".endr",
-                "dec {left}",
-                "jnz 2b",
-                "vzeroupper",
-                left = inout(reg) iterations => _,
-                // Pairs of 1, which are a number near 1 as f32 too.
-                ones = in(zmm_reg) _mm512_set1_epi32(0x3f80_3f80),
-                zeros = in(zmm_reg) _mm512_set1_epi32(0),
-                out("zmm0") _, out("zmm1") _, out("zmm2") _, out("zmm3") _, out("zmm4") _, out("zmm5") _,
-                out("zmm6") _, out("zmm7") _, out("zmm8") _, out("zmm9") _, out("zmm10") _, out("zmm11") _,
-                out("zmm12") _, out("zmm13") _, out("zmm14") _, out("zmm15") _, out("zmm16") _, out("zmm17") _,
-                out("zmm18") _, out("zmm19") _, out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
-                options(nomem, nostack),
-            );
-        }
-        4 * 24 * 16
-    }
-
-    /// 12 chains of 8 lanes. Gives the floating point operations of one pass. `iterations` is not zero.
-    #[inline(never)]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) fn avx2_chains(iterations: u64) -> u64 {
-        // SAFETY: the function has the features; the block touches no memory and no stack, leaves the direction flag
-        // alone, and names every register that it writes.
-        unsafe {
-            asm!(
-                ".irp chain, 0,1,2,3,4,5,6,7,8,9,10,11",
-                "vmovaps ymm\\chain, {one}",
-                ".endr",
-                ".p2align 5",
-                "2:",
-                ".irp chain, 0,1,2,3,4,5,6,7,8,9,10,11",
-                "vfmadd231ps ymm\\chain, {one}, {zero}",
-                ".endr",
-                "dec {left}",
-                "jnz 2b",
-                left = inout(reg) iterations => _,
-                one = in(ymm_reg) _mm256_set1_ps(1.0),
-                zero = in(ymm_reg) _mm256_set1_ps(0.0),
-                out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _,
-                out("ymm6") _, out("ymm7") _, out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
-                options(nomem, nostack),
-            );
-        }
-        2 * 12 * 8
-    }
-}
-
-#[cfg(target_arch = "aarch64")]
-mod aarch64 {
-    use core::arch::aarch64::{vdupq_n_f32, vdupq_n_u32};
-    use core::arch::asm;
-
-    /// 24 chains of 4 lanes. Gives the floating point operations of one pass. `iterations` is not zero.
-    #[inline(never)]
-    #[target_feature(enable = "neon")]
-    pub(super) fn neon_chains(iterations: u64) -> u64 {
-        // SAFETY: the function has the feature; the block touches no memory and no stack, and names every register
-        // that it writes.
-        unsafe {
-            asm!(
-                ".irp chain, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23",
-                "mov v\\chain\\().16b, {one:v}.16b",
-                ".endr",
-                ".p2align 5",
-                "2:",
-                ".irp chain, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23",
-                "fmla v\\chain\\().4s, {one:v}.4s, {zero:v}.4s",
-                ".endr",
-                "subs {left}, {left}, #1",
-                "b.ne 2b",
-                left = inout(reg) iterations => _,
-                one = in(vreg) vdupq_n_f32(1.0),
-                zero = in(vreg) vdupq_n_f32(0.0),
-                out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _,
-                out("v6") _, out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _,
-                out("v12") _, out("v13") _, out("v14") _, out("v15") _, out("v16") _, out("v17") _,
-                out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _, out("v23") _,
-                options(nomem, nostack),
-            );
-        }
-        2 * 24 * 4
-    }
-
-    /// 24 chains of 4 lanes. Gives the floating point operations of one pass. `iterations` is not zero.
-    #[inline(never)]
-    #[target_feature(enable = "neon,bf16")]
-    pub(super) fn bf16_chains(iterations: u64) -> u64 {
-        // SAFETY: as in `neon_chains`.
-        unsafe {
-            asm!(
-                ".irp chain, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23",
-                "mov v\\chain\\().16b, {ones:v}.16b",
-                ".endr",
-                ".p2align 5",
-                "2:",
-                ".irp chain, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23",
-                "bfdot v\\chain\\().4s, {ones:v}.8h, {zeros:v}.8h",
-                ".endr",
-                "subs {left}, {left}, #1",
-                "b.ne 2b",
-                left = inout(reg) iterations => _,
-                // Pairs of 1, which are a number near 1 as f32 too.
-                ones = in(vreg) vdupq_n_u32(0x3f80_3f80),
-                zeros = in(vreg) vdupq_n_u32(0),
-                out("v0") _, out("v1") _, out("v2") _, out("v3") _, out("v4") _, out("v5") _,
-                out("v6") _, out("v7") _, out("v8") _, out("v9") _, out("v10") _, out("v11") _,
-                out("v12") _, out("v13") _, out("v14") _, out("v15") _, out("v16") _, out("v17") _,
-                out("v18") _, out("v19") _, out("v20") _, out("v21") _, out("v22") _, out("v23") _,
-                options(nomem, nostack),
-            );
-        }
-        4 * 24 * 4
-    }
 }
 
 #[cfg(test)]
@@ -273,6 +140,27 @@ mod tests {
             assert_eq!(bf16_chains(level, 1000), one.map(|one| 1000 * one), "{isa}");
             assert_eq!(bf16_chains(level, 0), one.map(|_| 0), "{isa}");
             assert!(one.is_none_or(|one| one.is_multiple_of(4 * isa.lanes() as u64)), "{isa}: {one:?}");
+        }
+    }
+
+    #[test]
+    fn int8_chains_are_where_the_instruction_is() {
+        let has = |feature: &str| match feature {
+            #[cfg(target_arch = "x86_64")]
+            "avx2" => std::arch::is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
+            "avx512" => std::arch::is_x86_feature_detected!("avx512vnni"),
+            #[cfg(target_arch = "aarch64")]
+            "neon" => std::arch::is_aarch64_feature_detected!("dotprod"),
+            _ => false,
+        };
+        for &level in Level::available() {
+            let isa = level.isa();
+            let one = int8_chains(level, 1);
+            assert_eq!(one.is_some(), has(isa.name()), "{isa}");
+            assert_eq!(int8_chains(level, 1000), one.map(|one| 1000 * one), "{isa}");
+            assert_eq!(int8_chains(level, 0), one.map(|_| 0), "{isa}");
+            assert!(one.is_none_or(|one| one.is_multiple_of(8 * isa.lanes() as u64)), "{isa}: {one:?}");
         }
     }
 }
