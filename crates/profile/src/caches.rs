@@ -5,28 +5,16 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::files;
-
-/// Where the size of a cache comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CacheSource {
-    /// Linux, `/sys/devices/system/cpu/cpu0/cache`.
-    Sysfs,
-    /// The CPUID instruction (leaf 4 or 0x8000001D).
-    Cpuid,
-    /// Nobody said; the size is unknown and the `_or_default` accessors assume one.
-    #[default]
-    Default,
-}
+use crate::{Source, files};
 
 /// One level of cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheSize {
     /// Size of one instance in bytes; 0 = unknown, or there is no such level.
     pub bytes: usize,
-    /// Where the size comes from.
-    pub source: CacheSource,
+    /// Where the size comes from: [`Source::Sysfs`] (`/sys/devices/system/cpu/cpu0/cache`), [`Source::Cpuid`] (leaf 4 or
+    /// 0x8000001D), [`Source::Measured`], or nobody: then the `_or_default` accessors of [`Caches`] assume one.
+    pub source: Source,
     /// Logical CPUs that share one instance; 0 = unknown. CPUID rounds it up to a power of two.
     pub shared_by: usize,
 }
@@ -51,7 +39,7 @@ impl Caches {
     /// The caches of this machine.
     pub fn detect() -> Self {
         let sysfs = read_sysfs(&Path::new("/").join(SYSFS));
-        sysfs.or(from_reports(&cpuid_reports(), CacheSource::Cpuid))
+        sysfs.or(from_reports(&cpuid_reports(), Source::Cpuid))
     }
 
     /// Bytes of first-level data cache; 32 KiB where unknown, which few processors of the last 15 years fall short of.
@@ -84,7 +72,8 @@ impl Caches {
     }
 
     /// Level by level, what is known here, else what is known there.
-    fn or(self, other: Self) -> Self {
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
         let either = |a: CacheSize, b: CacheSize| if a.bytes != 0 { a } else { b };
         Self {
             l1d: either(self.l1d, other.l1d),
@@ -119,7 +108,7 @@ struct Report {
 }
 
 /// Keeps the first plausible report of each level.
-fn from_reports(reports: &[Report], source: CacheSource) -> Caches {
+fn from_reports(reports: &[Report], source: Source) -> Caches {
     let size = |level: usize| {
         let believed = |r: &&Report| r.level == level && PLAUSIBLE[level - 1].contains(&r.bytes);
         reports.iter().find(believed).map_or(CacheSize::default(), |r| CacheSize {
@@ -136,7 +125,7 @@ fn from_reports(reports: &[Report], source: CacheSource) -> Caches {
 fn read_sysfs(directory: &Path) -> Caches {
     // No processor has ten caches per core; the indices have no gaps.
     let reports: Vec<_> = (0..10).filter_map(|i| read_index(&directory.join(format!("index{i}")))).collect();
-    from_reports(&reports, CacheSource::Sysfs)
+    from_reports(&reports, Source::Sysfs)
 }
 
 /// One directory `index*`, unless it is a cache for instructions.
@@ -240,7 +229,7 @@ mod tests {
         assert_eq!(decode_subleaf(u32::MAX, u32::MAX, u32::MAX), None);
         // All ones in a cache that claims to hold data is a size to disbelieve, not to overflow on.
         let absurd = decode_subleaf(3 | 2 << 5, u32::MAX, u32::MAX);
-        assert_eq!(from_reports(absurd.as_slice(), CacheSource::Cpuid).l2, CacheSize::default());
+        assert_eq!(from_reports(absurd.as_slice(), Source::Cpuid).l2, CacheSize::default());
     }
 
     fn index(root: &Path, i: usize, level: &str, kind: &str, size: &str, cpus: &str) {
@@ -261,7 +250,7 @@ mod tests {
         index(root.path(), 1, "1", "Instruction", "32K", "0,8");
         index(root.path(), 2, "2", "Unified", "1024K", "0,8");
         index(root.path(), 3, "3", "Unified", "32768K", "0-15");
-        let size = |bytes, shared_by| CacheSize { bytes, source: CacheSource::Sysfs, shared_by };
+        let size = |bytes, shared_by| CacheSize { bytes, source: Source::Sysfs, shared_by };
         let wanted = Caches { l1d: size(48 << 10, 2), l2: size(1 << 20, 2), l3: size(32 << 20, 16), line: 64 };
         assert_eq!(read_sysfs(root.path()), wanted);
     }
@@ -278,9 +267,9 @@ mod tests {
         assert_eq!(caches.l3.shared_by, 0);
 
         let report = |level| Report { level, bytes: 64 << 10, shared_by: 1, line: 64 };
-        let caches = caches.or(from_reports(&[report(1), report(2), report(3)], CacheSource::Cpuid));
-        assert_eq!((caches.l1d.bytes, caches.l1d.source), (64 << 10, CacheSource::Cpuid));
-        assert_eq!((caches.l3.bytes, caches.l3.source), (32 << 20, CacheSource::Sysfs));
+        let caches = caches.or(from_reports(&[report(1), report(2), report(3)], Source::Cpuid));
+        assert_eq!((caches.l1d.bytes, caches.l1d.source), (64 << 10, Source::Cpuid));
+        assert_eq!((caches.l3.bytes, caches.l3.source), (32 << 20, Source::Sysfs));
     }
 
     #[test]
@@ -288,7 +277,7 @@ mod tests {
         let mut caches = Caches::default();
         assert_eq!((caches.l1d_or_default(), caches.l2_or_default()), (32 << 10, 256 << 10));
         assert_eq!((caches.l3_or_default(), caches.line_or_default()), (2 << 20, 64));
-        caches.l2 = CacheSize { bytes: 4 << 20, source: CacheSource::Sysfs, shared_by: 4 };
+        caches.l2 = CacheSize { bytes: 4 << 20, source: Source::Sysfs, shared_by: 4 };
         assert_eq!((caches.l2_or_default(), caches.l2_share_or_default()), (4 << 20, 1 << 20));
         caches.l2.shared_by = 2;
         assert_eq!(caches.l2_share_or_default(), 4 << 20);
@@ -299,7 +288,7 @@ mod tests {
         let caches = Caches::detect();
         for (cache, range) in [caches.l1d, caches.l2, caches.l3].iter().zip(PLAUSIBLE) {
             assert!(cache.bytes == 0 || range.contains(&cache.bytes), "{caches:?}");
-            assert_eq!(cache.bytes == 0, cache.source == CacheSource::Default, "{caches:?}");
+            assert_eq!(cache.bytes == 0, cache.source == Source::Unknown, "{caches:?}");
         }
     }
 
@@ -307,7 +296,7 @@ mod tests {
     #[test]
     fn both_sources_agree_on_the_first_level() {
         let sysfs = read_sysfs(&Path::new("/").join(SYSFS));
-        let cpuid = from_reports(&cpuid_reports(), CacheSource::Cpuid);
+        let cpuid = from_reports(&cpuid_reports(), Source::Cpuid);
         // Hybrid processors differ by core, so this only says that both decode to something sensible where both speak.
         if sysfs.l1d.bytes != 0 && cpuid.l1d.bytes != 0 {
             assert!(sysfs.l1d.bytes <= 4 * cpuid.l1d.bytes && cpuid.l1d.bytes <= 4 * sysfs.l1d.bytes);

@@ -78,6 +78,9 @@ pub(crate) fn numbers(path: &Path, profile: &Profile) -> Result<(), ProfileError
             check(gflops, &|| format!("measured.fma_gflops.{}", short(isa)))?;
         }
     }
+    for (field, value) in profile.card.iter().flat_map(|card| card.numbers()) {
+        check(value, &|| format!("card.{field}"))?;
+    }
     for (i, entry) in profile.entries.iter().enumerate() {
         check(entry.gflops, &|| format!("entries[{i}].gflops"))?;
         check(entry.fraction_of_peak, &|| format!("entries[{i}].fraction_of_peak"))?;

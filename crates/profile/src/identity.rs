@@ -3,6 +3,7 @@
 #[cfg(any(target_arch = "aarch64", test))]
 use std::path::Path;
 
+use crate::Source;
 #[cfg(any(target_arch = "aarch64", test))]
 use crate::files;
 
@@ -15,6 +16,7 @@ pub(crate) struct Identity {
     pub(crate) model: u32,
     pub(crate) stepping: u32,
     pub(crate) hypervisor: bool,
+    pub(crate) source: Source,
 }
 
 /// The identity of this machine's processor.
@@ -30,7 +32,7 @@ pub(crate) fn detect() -> Identity {
 #[cfg(target_arch = "x86_64")]
 fn x86() -> Identity {
     let cpuid = raw_cpuid::CpuId::new();
-    let mut identity = Identity::default();
+    let mut identity = Identity { source: Source::Cpuid, ..Identity::default() };
     if let Some(vendor) = cpuid.get_vendor_info() {
         identity.vendor = vendor.as_str().trim().to_owned();
     }
@@ -56,7 +58,9 @@ fn x86() -> Identity {
 fn arm(root: &Path) -> Identity {
     let midr = files::read(&root.join("sys/devices/system/cpu/cpu0/regs/identification/midr_el1"));
     let info = files::read(&root.join("proc/cpuinfo")).unwrap_or_default();
-    let mut identity = midr.as_deref().and_then(parse_midr).or_else(|| parse_arm_cpuinfo(&info)).unwrap_or_default();
+    let midr = midr.as_deref().and_then(parse_midr).map(|identity| Identity { source: Source::Sysfs, ..identity });
+    let listed = || parse_arm_cpuinfo(&info).map(|identity| Identity { source: Source::Procfs, ..identity });
+    let mut identity = midr.or_else(listed).unwrap_or_default();
     identity.brand = files::parse_field(&info, "model name").unwrap_or_default().to_owned();
     identity
 }
@@ -157,12 +161,12 @@ mod tests {
 
         fs::create_dir_all(root.path().join("proc")).unwrap();
         fs::write(root.path().join("proc/cpuinfo"), NEOVERSE_N1).unwrap();
-        assert_eq!(arm(root.path()).model, 0xd0c);
+        assert_eq!((arm(root.path()).model, arm(root.path()).source), (0xd0c, Source::Procfs));
 
         let registers = root.path().join("sys/devices/system/cpu/cpu0/regs/identification");
         fs::create_dir_all(&registers).unwrap();
         fs::write(registers.join("midr_el1"), "0x00000000410fd4f0\n").unwrap();
-        assert_eq!(arm(root.path()).model, 0xd4f);
+        assert_eq!((arm(root.path()).model, arm(root.path()).source), (0xd4f, Source::Sysfs));
     }
 
     #[test]

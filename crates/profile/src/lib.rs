@@ -31,6 +31,7 @@
 #![forbid(unsafe_code)]
 
 mod caches;
+mod card;
 mod cgroup;
 mod check;
 mod class;
@@ -44,15 +45,18 @@ mod machine;
 mod model;
 mod paths;
 mod schema;
+mod source;
 mod store;
 
-pub use caches::{CacheSize, CacheSource, Caches};
+pub use caches::{CacheSize, Caches};
+pub use card::{Card, Figure, ForkJoin, Memory, Operation, Peak, Read};
 pub use class::{Class, Family, MaskClass};
-pub use cores::Cores;
+pub use cores::{CoreClass, Cores};
 pub use error::ProfileError;
 pub use hash::fingerprint;
 pub use machine::Machine;
 pub use model::{TileQuery, Tiles, tiles};
 pub use paths::{Found, PROFILE_VARIABLE, default_path, find, search_path};
 pub use schema::{Confidence, Config, Entry, KernelSet, Measured, Profile, Run, RunnerUp, SCHEMA, Tool};
+pub use source::Source;
 pub use store::{MAX_BYTES, load, save};

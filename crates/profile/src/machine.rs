@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::hash::fingerprint;
-use crate::{Caches, Cores, features, identity};
+use crate::{CacheSize, Caches, Cores, Source, features, identity};
 
 /// A machine as this process sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,10 @@ pub struct Machine {
     pub features: Vec<String>,
     /// Whether the processor says that it is a hypervisor's guest. Only x86 tells.
     pub hypervisor: bool,
+    /// Where vendor, brand, family, model, stepping and `hypervisor` come from. (The features are the standard library's,
+    /// [`Source::Std`], always; caches and cores have sources of their own.)
+    #[serde(default)]
+    pub identity_source: Source,
     /// Sizes of the caches.
     pub caches: Caches,
     /// Cores and limits on them.
@@ -45,13 +49,14 @@ impl Machine {
             stepping: identity.stepping,
             features: features::detect(),
             hypervisor: identity.hypervisor,
+            identity_source: identity.source,
             caches: Caches::detect(),
             cores: Cores::detect(),
         }
     }
 
     /// The name that profiles are kept under: 16 hexadecimal digits, the [`fingerprint()`] of architecture, vendor,
-    /// family, model, stepping, features (in any order) and cache sizes.
+    /// family, model, stepping, features (in any order) and cache sizes, as far as these are stated and not measured.
     ///
     /// What may change from one run to the next on the same hardware stays out of it: clock, brand, affinity, quota,
     /// how many CPUs are on line. So a profile that was tuned in one container serves in the next.
@@ -59,12 +64,14 @@ impl Machine {
         let mut features: Vec<&str> = self.features.iter().map(String::as_str).collect();
         features.sort_unstable();
         let Caches { l1d, l2, l3, line } = &self.caches;
+        // Measured ones are not the same from one run to the next.
+        let stated = |cache: &CacheSize| if cache.source == Source::Measured { 0 } else { cache.bytes };
         fingerprint([
             self.arch.clone(),
             self.vendor.clone(),
             format!("{} {} {}", self.family, self.model, self.stepping),
             features.join(" "),
-            format!("{} {} {} {line}", l1d.bytes, l2.bytes, l3.bytes),
+            format!("{} {} {} {line}", stated(l1d), stated(l2), stated(l3)),
         ])
     }
 
@@ -84,10 +91,10 @@ impl Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CacheSize, CacheSource};
+    use crate::{CacheSize, Source};
 
     fn zen5() -> Machine {
-        let size = |bytes| CacheSize { bytes, source: CacheSource::Sysfs, shared_by: 1 };
+        let size = |bytes| CacheSize { bytes, source: Source::Sysfs, shared_by: 1 };
         Machine {
             arch: "x86_64".to_owned(),
             vendor: "AuthenticAMD".to_owned(),
@@ -97,6 +104,7 @@ mod tests {
             stepping: 1,
             features: ["avx2", "fma", "avx512f"].map(str::to_owned).to_vec(),
             hypervisor: true,
+            identity_source: Source::Cpuid,
             caches: Caches { l1d: size(48 << 10), l2: size(1 << 20), l3: size(32 << 20), line: 64 },
             cores: Cores { logical_online: 2, allowed: 2, physical_allowed: 2, ..Cores::default() },
         }
@@ -116,9 +124,19 @@ mod tests {
         other.features.reverse();
         other.hypervisor = false;
         other.cores = Cores { quota: Some(1.5), ..Cores::default() };
-        other.caches.l3.source = CacheSource::Cpuid;
+        other.caches.l3.source = Source::Cpuid;
         other.caches.l3.shared_by = 16;
+        other.identity_source = Source::Unknown;
         assert_eq!(machine.fingerprint(), other.fingerprint());
+    }
+
+    #[test]
+    fn a_measured_cache_is_an_unknown_one() {
+        let mut unknown = zen5();
+        unknown.caches.l2 = CacheSize::default();
+        let mut measured = unknown.clone();
+        measured.caches.l2 = CacheSize { bytes: 1 << 20, source: Source::Measured, shared_by: 0 };
+        assert_eq!(measured.fingerprint(), unknown.fingerprint());
     }
 
     #[test]

@@ -101,10 +101,10 @@ fn least_common_multiple(a: usize, b: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CacheSize, CacheSource};
+    use crate::{CacheSize, Source};
 
     fn caches(l1d: usize, l2: usize) -> Caches {
-        let size = |bytes| CacheSize { bytes, source: CacheSource::Sysfs, shared_by: 1 };
+        let size = |bytes| CacheSize { bytes, source: Source::Sysfs, shared_by: 1 };
         Caches { l1d: size(l1d), l2: size(l2), l3: size(0), line: 64 }
     }
 

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Class, Machine};
+use crate::{Card, Class, Machine};
 
 /// The version of the file format that this crate writes, and the only one that it reads.
 ///
@@ -29,6 +29,9 @@ pub struct Profile {
     pub run: Run,
     /// Ceilings of the machine, if they were measured.
     pub measured: Option<Measured>,
+    /// The measured half of the machine card, if it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<Card>,
     /// The choices, one for each class that was tuned. The order matters only between equally near classes.
     pub entries: Vec<Entry>,
 }
@@ -37,7 +40,7 @@ impl Profile {
     /// A profile of this machine with no entries yet.
     pub fn new(tool: Tool, machine: Machine, run: Run) -> Self {
         let fingerprint = machine.fingerprint();
-        Self { schema: SCHEMA, tool, fingerprint, machine, run, measured: None, entries: Vec::new() }
+        Self { schema: SCHEMA, tool, fingerprint, machine, run, measured: None, card: None, entries: Vec::new() }
     }
 
     /// The entry of the class nearest to the one wanted, by [`Class::distance`]; the first of those equally near.

@@ -6,12 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use regard_profile::{
-    CacheSize, CacheSource, Caches, Class, Confidence, Config, Cores, Entry, Family, KernelSet, MAX_BYTES, Machine,
-    MaskClass, Measured, Profile, ProfileError, Run, RunnerUp, SCHEMA, Tool, load, save,
+    CacheSize, Caches, Class, Confidence, Config, Cores, Entry, Family, KernelSet, MAX_BYTES, Machine, MaskClass,
+    Measured, Profile, ProfileError, Run, RunnerUp, SCHEMA, Source, Tool, load, save,
 };
 
 fn machine() -> Machine {
-    let size = |bytes, shared_by| CacheSize { bytes, source: CacheSource::Sysfs, shared_by };
+    let size = |bytes, shared_by| CacheSize { bytes, source: Source::Sysfs, shared_by };
     Machine {
         arch: "x86_64".to_owned(),
         vendor: "AuthenticAMD".to_owned(),
@@ -21,6 +21,7 @@ fn machine() -> Machine {
         stepping: 1,
         features: vec!["avx2".to_owned(), "avx512f".to_owned()],
         hypervisor: true,
+        identity_source: Source::Cpuid,
         caches: Caches { l1d: size(48 << 10, 1), l2: size(1 << 20, 1), l3: size(32 << 20, 8), line: 64 },
         cores: Cores {
             logical_online: 2,
@@ -29,6 +30,8 @@ fn machine() -> Machine {
             quota: Some(1.5),
             numa_nodes: 1,
             smt: false,
+            quota_source: Source::Cgroup,
+            ..Cores::default()
         },
     }
 }
