@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod inputs;
+pub mod machine;
 pub mod measure;
 pub mod pin;
 pub mod search;

@@ -17,13 +17,22 @@ pub enum Arithmetic {
     Bf16Dots,
 }
 
-/// How fast one core can multiply and add.
+/// How fast one core can multiply and add, or do one of the other things that have chains in [`probe`].
 #[derive(Clone, Copy, Debug)]
 pub struct FmaProbe {
     level: Level,
-    arithmetic: Arithmetic,
+    chains: Chains,
     /// The iterations of a part.
     iterations: u64,
+}
+
+/// What a [`FmaProbe`] runs.
+#[derive(Clone, Copy, Debug)]
+enum Chains {
+    Fma,
+    DotBf16,
+    DotInt8,
+    Exp,
 }
 
 impl FmaProbe {
@@ -38,16 +47,27 @@ impl FmaProbe {
 
     /// A probe of the f32 peak of `level`. Takes some milliseconds to find how long its samples have to be.
     pub fn new(level: Level) -> Self {
-        Self::calibrated(level, Arithmetic::F32)
+        Self::calibrated(level, Chains::Fma)
     }
 
     /// The same of the peak of dot products of bf16; `None` where the machine has no instruction for them at the level.
     pub fn dots(level: Level) -> Option<Self> {
-        Extension::Bf16.is_available_at(level.isa()).then(|| Self::calibrated(level, Arithmetic::Bf16Dots))
+        Extension::Bf16.is_available_at(level.isa()).then(|| Self::calibrated(level, Chains::DotBf16))
     }
 
-    fn calibrated(level: Level, arithmetic: Arithmetic) -> Self {
-        let mut probe = Self { level, arithmetic, iterations: 1 };
+    /// The same of the peak of dot products of bytes, in 10⁹ integer operations per second; `None` where the machine has no
+    /// instruction for them at the level.
+    pub fn int8_dots(level: Level) -> Option<Self> {
+        probe::int8_chains(level, 0).map(|_| Self::calibrated(level, Chains::DotInt8))
+    }
+
+    /// The same of exponentials, in 10⁹ per second.
+    pub fn exponentials(level: Level) -> Self {
+        Self::calibrated(level, Chains::Exp)
+    }
+
+    fn calibrated(level: Level, chains: Chains) -> Self {
+        let mut probe = Self { level, chains, iterations: 1 };
         probe.iterations = calibrate(Self::PART_SECONDS, |iterations| {
             let watch = Stopwatch::start();
             probe.chains(iterations);
@@ -56,15 +76,17 @@ impl FmaProbe {
         probe
     }
 
-    /// Gives the floating point operations.
+    /// Gives the operations.
     fn chains(&self, iterations: u64) -> u64 {
-        match self.arithmetic {
-            Arithmetic::F32 => probe::fma_chains(self.level, iterations),
-            Arithmetic::Bf16Dots => probe::bf16_chains(self.level, iterations).unwrap_or(0),
+        match self.chains {
+            Chains::Fma => probe::fma_chains(self.level, iterations),
+            Chains::DotBf16 => probe::bf16_chains(self.level, iterations).unwrap_or(0),
+            Chains::DotInt8 => probe::int8_chains(self.level, iterations).unwrap_or(0),
+            Chains::Exp => probe::exp_chains(self.level, iterations),
         }
     }
 
-    /// The peak now, in GFLOP/s. Takes 3 ms and leaves the caches alone.
+    /// The peak now, in GFLOP/s (10⁹ operations per second). Takes 3 ms and leaves the caches alone.
     pub fn sample(&self) -> f64 {
         let parts = [(); Self::PARTS].map(|()| {
             let watch = Stopwatch::start();
