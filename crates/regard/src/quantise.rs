@@ -36,9 +36,9 @@ impl QuantisedRows {
 /// even), where `scale` is the f32 nearest to `max |x| / 127`.
 ///
 /// An element is then off by at most half a scale: `|x - q * scale| <= scale / 2 * (1 + f32::EPSILON)`. (Where the
-/// largest magnitude is so small that the scale is subnormal, it is rounded up for that.) A row of zeros has the scale
-/// 0, and is exact. A row with NaN or infinity has the scale NaN, and is NaN in all elements when it is read: no number
-/// that is not finite passes for one that is.
+/// largest magnitude is so small that the scale is subnormal, it is rounded up for that; where it is the largest f32,
+/// down, so that `127 * scale` is finite.) A row of zeros has the scale 0, and is exact. A row with NaN or infinity has
+/// the scale NaN, and is NaN in all elements when it is read: no number that is not finite passes for one that is.
 ///
 /// ```
 /// use regard::{View, quantise};
@@ -93,6 +93,10 @@ pub(crate) fn quantise_row(row: &[f32], to: &mut [i8]) -> f32 {
     if f64::from(max) > f64::from(scale) * f64::from(MOST + 0.5) {
         scale = scale.next_up();
     }
+    // The scale of the largest f32 is so much too large that the largest element would be infinite when it is read.
+    if (scale * MOST).is_infinite() {
+        scale = scale.next_down();
+    }
     // In f64, where the quotient is as good as exact: in f32 it could be rounded to the other side of a half.
     let inverse = f64::from(scale);
     for (to, x) in to.iter_mut().zip(row) {
@@ -134,9 +138,10 @@ mod tests {
                 let error = (f64::from(*x) - f64::from(*q) * f64::from(scale)).abs();
                 let most = f64::from(scale) / 2.0 * (1.0 + f64::from(f32::EPSILON));
                 assert!(error <= most, "{x:e} as {q} of {scale:e}");
+                assert!((f32::from(*q) * scale).is_finite(), "{x:e} as {q} of {scale:e}");
             }
             let max = row.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
-            assert!(scale == max / 127.0 || scale < f32::MIN_POSITIVE, "{scale:e}");
+            assert!(scale == max / 127.0 || scale < f32::MIN_POSITIVE || max == f32::MAX, "{scale:e}");
         }
     }
 
