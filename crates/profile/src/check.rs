@@ -16,16 +16,27 @@ pub(crate) fn schema(path: &Path, found: u64) -> Result<(), ProfileError> {
     }
 }
 
-/// Everything that a profile must satisfy to be used on this machine with these kernels.
-pub(crate) fn usable(
-    path: &Path,
-    profile: &Profile,
-    machine: &Machine,
-    kernels: &KernelSet,
-) -> Result<(), ProfileError> {
+/// The machines that a profile may be for.
+#[derive(Clone, Copy)]
+pub(crate) enum Fits<'a> {
+    /// This one and no other.
+    Machine(&'a Machine),
+    /// Any of the same microarchitecture as this one.
+    Microarch(&'a Machine),
+    /// Any.
+    Any,
+}
+
+/// Everything that a profile must satisfy to be used on such a machine with these kernels.
+pub(crate) fn usable(path: &Path, profile: &Profile, fits: Fits<'_>, kernels: &KernelSet) -> Result<(), ProfileError> {
     schema(path, profile.schema.into())?;
-    same_machine(path, profile, machine)?;
-    same_kernels(path, profile, kernels)?;
+    match fits {
+        Fits::Machine(machine) => same_machine(path, profile, machine)?,
+        Fits::Microarch(machine) if machine.microarch() == profile.machine.microarch() => consistent(path, profile)?,
+        Fits::Microarch(machine) => same_machine(path, profile, machine)?,
+        Fits::Any => consistent(path, profile)?,
+    }
+    same_kernels(path, profile, &kernels.fingerprint)?;
     numbers(path, profile)?;
     for (index, entry) in profile.entries.iter().enumerate() {
         same_key_block(path, profile, index)?;
@@ -37,12 +48,19 @@ pub(crate) fn usable(
     Ok(())
 }
 
-fn same_machine(path: &Path, profile: &Profile, machine: &Machine) -> Result<(), ProfileError> {
+/// The machine of a profile is the one that it says.
+pub(crate) fn consistent(path: &Path, profile: &Profile) -> Result<(), ProfileError> {
     let described = profile.machine.fingerprint();
     let stated = &profile.fingerprint;
     if *stated != described {
         return Err(ProfileError::Inconsistent { path: path.to_owned(), stated: short(stated), described });
     }
+    Ok(())
+}
+
+pub(crate) fn same_machine(path: &Path, profile: &Profile, machine: &Machine) -> Result<(), ProfileError> {
+    consistent(path, profile)?;
+    let described = profile.machine.fingerprint();
     let here = machine.fingerprint();
     if here != described {
         let found = named(&described, &profile.machine);
@@ -51,12 +69,12 @@ fn same_machine(path: &Path, profile: &Profile, machine: &Machine) -> Result<(),
     Ok(())
 }
 
-fn same_kernels(path: &Path, profile: &Profile, kernels: &KernelSet) -> Result<(), ProfileError> {
+pub(crate) fn same_kernels(path: &Path, profile: &Profile, expected: &str) -> Result<(), ProfileError> {
     let found = &profile.tool.kernels_fingerprint;
-    if *found == kernels.fingerprint {
+    if found == expected {
         return Ok(());
     }
-    let expected = kernels.fingerprint.clone();
+    let expected = short(expected);
     Err(ProfileError::WrongKernels { path: path.to_owned(), found: short(found), expected })
 }
 
@@ -113,7 +131,7 @@ fn config(path: &Path, entry: usize, config: &Config, kernels: &KernelSet) -> Re
 
 /// All entries of a level have one key block. It decides the order of summation, and a sequence must give the same bits in
 /// whatever batch it stands, though its class (which counts the padding) may differ there.
-fn same_key_block(path: &Path, profile: &Profile, entry: usize) -> Result<(), ProfileError> {
+pub(crate) fn same_key_block(path: &Path, profile: &Profile, entry: usize) -> Result<(), ProfileError> {
     let this = &profile.entries[entry];
     let first = profile.entries.iter().find(|first| first.class.isa == this.class.isa).unwrap_or(this);
     if first.config.key_block == this.config.key_block {

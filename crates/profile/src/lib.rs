@@ -2,10 +2,17 @@
 //!
 //! Three questions, one type for each answer:
 //! - [`Machine::detect`]: what the processor is, its caches, and the cores that this process may use;
-//! - [`find`]: the [`Profile`] that was tuned for this machine and these kernels, or why there is none;
+//! - [`find`]: the [`Profile`] that was tuned for this machine and these kernels, or for one that is near enough, or why
+//!   there is none;
 //! - [`tiles`]: the block sizes to use where there is no profile.
 //!
 //! Nothing here searches, measures or runs a kernel, and nothing keeps global state.
+//!
+//! # Files
+//! One JSON file for each machine, `profile-<fingerprint>.json`, in the user's data directory or in `/etc/regard`; [`find`]
+//! says which one is used. [`save_merged`] is how tuners write: under a lock, into a temporary file that is flushed and then
+//! renamed, merged with what is there. Whoever is killed at any moment leaves the old file or the new one, and readers never
+//! wait.
 //!
 //! # Trust
 //! Detection never fails: what cannot be found out is zero, empty or `None`, and every accessor that needs a number
@@ -24,7 +31,7 @@
 //! };
 //! match find(&machine, &kernels) {
 //!     Found::None => println!("not tuned yet"),
-//!     Found::Loaded { path, profile } => println!("{}: {} entries", path.display(), profile.entries.len()),
+//!     Found::Loaded { path, profile, fit } => println!("{}: {} entries, {fit:?}", path.display(), profile.entries.len()),
 //!     Found::Rejected { error, .. } => println!("set aside: {error}"),
 //! }
 //! ```
@@ -42,7 +49,10 @@ mod files;
 mod hash;
 mod identity;
 mod machine;
+mod merge;
+mod migrate;
 mod model;
+mod nearest;
 mod paths;
 mod schema;
 mod source;
@@ -55,8 +65,10 @@ pub use cores::{CoreClass, Cores};
 pub use error::ProfileError;
 pub use hash::fingerprint;
 pub use machine::Machine;
+pub use merge::merge;
 pub use model::{TileQuery, Tiles, tiles};
-pub use paths::{Found, PROFILE_VARIABLE, default_path, find, search_path};
+pub use nearest::Fit;
+pub use paths::{Found, PROFILE_VARIABLE, default_path, directories, file_name, find, profiles_in, search_path};
 pub use schema::{Confidence, Config, Entry, KernelSet, Measured, Profile, Run, RunnerUp, SCHEMA, Tool};
 pub use source::Source;
-pub use store::{MAX_BYTES, load, save};
+pub use store::{MAX_BYTES, Saved, inspect, load, save, save_merged};

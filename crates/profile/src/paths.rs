@@ -4,7 +4,10 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::{KernelSet, Machine, Profile, ProfileError, load};
+use crate::check::Fits;
+use crate::nearest::{self, Fit};
+use crate::store::load_fitting;
+use crate::{KernelSet, Machine, Profile, ProfileError};
 
 /// The environment variable that names the profile to use; unset and empty mean the same.
 pub const PROFILE_VARIABLE: &str = "REGARD_PROFILE";
@@ -20,6 +23,8 @@ pub enum Found {
         path: PathBuf,
         /// The profile.
         profile: Box<Profile>,
+        /// What its machine has to do with this one.
+        fit: Fit,
     },
     /// There is a file, and it cannot be used. The files after it on the search path were not looked at.
     Rejected {
@@ -46,12 +51,30 @@ pub fn default_path(machine: &Machine) -> Option<PathBuf> {
     default_path_with(&variable, &machine.fingerprint())
 }
 
-/// The profile of this machine: the first file of [`search_path`] that exists, loaded or rejected.
+/// The directories that profiles are looked for in, the user's own first.
+pub fn directories() -> Vec<PathBuf> {
+    directories_with(&variable)
+}
+
+/// The profile to use on this machine:
+/// 1. the file that `REGARD_PROFILE` names, if it is set: a profile of this machine, or of one of the same
+///    microarchitecture; it is rejected if it is anything else, or does not exist;
+/// 2. the first file of [`search_path`] that exists, loaded or rejected;
+/// 3. among all other profiles in the same [`directories`], one of the same microarchitecture, else the one whose
+///    instruction sets are the same and whose caches are nearest ([`Fit`]); files that cannot be used have no say.
 ///
-/// A file that `REGARD_PROFILE` names is rejected if it does not exist.
+/// Without any of them, the analytic model decides. A profile is used whole or not at all, in each of the three.
 pub fn find(machine: &Machine, kernels: &KernelSet) -> Found {
-    let required = explicit(&variable).is_some();
-    find_in(search_path(machine), required, machine, kernels)
+    if let Some(path) = explicit(&variable) {
+        return match load_fitting(&path, Fits::Microarch(machine), kernels) {
+            Ok(profile) => {
+                let fit = Fit::of(&profile.machine, machine).unwrap_or(Fit::Microarch);
+                Found::Loaded { path, profile: Box::new(profile), fit }
+            }
+            Err(error) => Found::Rejected { path, error },
+        };
+    }
+    find_in(&directories(), machine, kernels)
 }
 
 /// A variable of the environment, unless it is empty.
@@ -69,16 +92,39 @@ fn search_path_with(environment: Environment<'_>, fingerprint: &str) -> Vec<Path
     if let Some(path) = explicit(environment) {
         return vec![path];
     }
-    let directories = user_directory(environment).into_iter().chain([PathBuf::from("/etc/regard")]);
+    let directories = directories_with(environment).into_iter();
     directories.map(|directory| directory.join(file_name(fingerprint))).collect()
+}
+
+fn directories_with(environment: Environment<'_>) -> Vec<PathBuf> {
+    user_directory(environment).into_iter().chain([PathBuf::from("/etc/regard")]).collect()
 }
 
 fn default_path_with(environment: Environment<'_>, fingerprint: &str) -> Option<PathBuf> {
     explicit(environment).or_else(|| Some(user_directory(environment)?.join(file_name(fingerprint))))
 }
 
-fn file_name(fingerprint: &str) -> String {
-    format!("profile-{fingerprint}.json")
+/// The name of the file with the profile of a machine, in any of the [`directories`].
+pub fn file_name(fingerprint: &str) -> String {
+    format!("{PREFIX}{fingerprint}{SUFFIX}")
+}
+
+/// How the names of all profiles begin and end.
+const PREFIX: &str = "profile-";
+const SUFFIX: &str = ".json";
+
+/// The profiles in a directory, of whatever machine, by name; none if there is no such directory.
+pub fn profiles_in(directory: &Path) -> Vec<PathBuf> {
+    /// A directory with more of them is no directory of profiles.
+    const MOST: usize = 1000;
+    let Ok(entries) = directory.read_dir() else { return Vec::new() };
+    let is_profile = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX))
+    };
+    let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(is_profile).take(MOST).collect();
+    paths.sort();
+    paths
 }
 
 /// The user's directory for data of this library.
@@ -90,12 +136,17 @@ fn user_directory(environment: Environment<'_>) -> Option<PathBuf> {
     Some(data?.join("regard"))
 }
 
-fn find_in(paths: Vec<PathBuf>, required: bool, machine: &Machine, kernels: &KernelSet) -> Found {
-    let Some(path) = paths.into_iter().find(|path| required || exists(path)) else { return Found::None };
-    match load(&path, machine, kernels) {
-        Ok(profile) => Found::Loaded { path, profile: Box::new(profile) },
-        Err(error) => Found::Rejected { path, error },
+fn find_in(directories: &[PathBuf], machine: &Machine, kernels: &KernelSet) -> Found {
+    let name = file_name(&machine.fingerprint());
+    let own = directories.iter().map(|directory| directory.join(&name)).find(|path| exists(path));
+    if let Some(path) = own {
+        return match load_fitting(&path, Fits::Machine(machine), kernels) {
+            Ok(profile) => Found::Loaded { path, profile: Box::new(profile), fit: Fit::Exact },
+            Err(error) => Found::Rejected { path, error },
+        };
     }
+    let paths = directories.iter().flat_map(|directory| profiles_in(directory));
+    nearest::nearest(paths, machine, kernels).unwrap_or(Found::None)
 }
 
 /// Whether there is something at the path. What may not be looked at counts, so that the reason comes to light.
@@ -153,28 +204,39 @@ mod tests {
     }
 
     #[test]
-    fn absent_files_are_none_unless_required() {
+    fn absent_files_are_none() {
         let directory = tempfile::tempdir().unwrap();
-        let absent = directory.path().join("absent.json");
         let (machine, kernels) = nothing();
-        assert!(matches!(find_in(vec![absent.clone()], false, &machine, &kernels), Found::None));
-        assert!(matches!(find_in(vec![], false, &machine, &kernels), Found::None));
-        let Found::Rejected { path, error } = find_in(vec![absent.clone()], true, &machine, &kernels) else {
-            panic!("a file that was asked for by name must exist");
-        };
-        assert_eq!(path, absent);
-        assert!(error.to_string().contains("absent.json"), "{error}");
+        assert!(matches!(find_in(&[directory.path().into()], &machine, &kernels), Found::None));
+        assert!(matches!(find_in(&[directory.path().join("absent")], &machine, &kernels), Found::None));
+        assert!(matches!(find_in(&[], &machine, &kernels), Found::None));
     }
 
     #[test]
     fn the_first_file_that_exists_decides() {
         let directory = tempfile::tempdir().unwrap();
-        let (absent, first) = (directory.path().join("a"), directory.path().join("b"));
-        std::fs::write(&first, "{}").unwrap();
-        // Below a regular file there is nothing.
-        let below = first.join("c");
         let (machine, kernels) = nothing();
-        let found = find_in(vec![absent, below, first.clone(), directory.path().into()], false, &machine, &kernels);
-        assert!(matches!(found, Found::Rejected { path, error: ProfileError::Json { .. } } if path == first));
+        let [absent, first, second] = ["a", "b", "c"].map(|name| directory.path().join(name));
+        for directory in [&first, &second] {
+            std::fs::create_dir(directory).unwrap();
+            std::fs::write(directory.join(file_name(&machine.fingerprint())), "{}").unwrap();
+        }
+        // Below a regular file there is nothing.
+        let below = first.join(file_name(&machine.fingerprint())).join("c");
+        let found = find_in(&[absent, below, first.clone(), second], &machine, &kernels);
+        let Found::Rejected { path, error: ProfileError::Json { .. } } = found else { panic!("{found:?}") };
+        assert_eq!(path.parent(), Some(&*first));
+    }
+
+    #[test]
+    fn other_files_are_no_profiles() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = ["profile-b.json", "profile-a.json", "profile-a.json.lock", "notes.json", "profile-a.json.aside-1"];
+        for name in names.into_iter().chain([".profile-a.json.7.0.tmp"]) {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        let wanted = ["profile-a.json", "profile-b.json"].map(|name| directory.path().join(name));
+        assert_eq!(profiles_in(directory.path()), wanted);
+        assert!(profiles_in(&directory.path().join("absent")).is_empty());
     }
 }

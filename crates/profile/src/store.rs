@@ -7,38 +7,113 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Deserialize;
 
-use crate::{KernelSet, Machine, Profile, ProfileError, check};
+use crate::check::Fits;
+use crate::migrate::migrate;
+use crate::{KernelSet, Machine, Profile, ProfileError, SCHEMA, check, merge};
 
 /// The greatest size of a profile, in bytes. Real ones have some tens of kilobytes.
 pub const MAX_BYTES: u64 = 1 << 20;
 
 /// Reads a profile that is fit for use on this machine with these kernels.
 ///
-/// Nothing is repaired or left out: one bad entry rejects the file.
+/// Nothing is repaired or left out: one bad entry rejects the file. Files of older versions of the format are brought up to
+/// the present one.
 ///
 /// # Errors
-/// [`ProfileError`]: the file cannot be read, is no profile, or is one for another machine, other kernels or another
+/// [`ProfileError`]: the file cannot be read, is no profile, or is one for another machine, other kernels or an unknown
 /// version of the format.
 pub fn load(path: &Path, machine: &Machine, kernels: &KernelSet) -> Result<Profile, ProfileError> {
+    load_fitting(path, Fits::Machine(machine), kernels)
+}
+
+/// The same of a profile for some other machine.
+pub(crate) fn load_fitting(path: &Path, fits: Fits<'_>, kernels: &KernelSet) -> Result<Profile, ProfileError> {
+    let profile = parse(path)?;
+    check::usable(path, &profile, fits, kernels)?;
+    Ok(profile)
+}
+
+/// Reads a profile to look at, of whatever machine and kernels: what it holds is well-formed, and need not be of any use here.
+///
+/// # Errors
+/// [`ProfileError`]: the file cannot be read, is no profile, contradicts itself, or is of an unknown version of the format.
+pub fn inspect(path: &Path) -> Result<Profile, ProfileError> {
+    let profile = parse(path)?;
+    check::consistent(path, &profile)?;
+    check::numbers(path, &profile)?;
+    Ok(profile)
+}
+
+/// The profile in a file.
+fn parse(path: &Path) -> Result<Profile, ProfileError> {
     let bytes = read(path)?;
     let json = |error| ProfileError::Json { path: path.to_owned(), error };
-    // First the version alone: the rest of another version may look quite different.
+    let present = match serde_json::from_slice(&bytes) {
+        Ok(profile @ Profile { schema: SCHEMA, .. }) => return Ok(profile),
+        other => other.map_err(json),
+    };
+    // The version alone: the rest of another version may look quite different, or the same and mean something else.
     let version: Version = serde_json::from_slice(&bytes).map_err(json)?;
-    check::schema(path, version.schema)?;
-    let profile: Profile = serde_json::from_slice(&bytes).map_err(json)?;
-    check::usable(path, &profile, machine, kernels)?;
-    Ok(profile)
+    if version.schema == u64::from(SCHEMA) {
+        return present;
+    }
+    let file = serde_json::from_slice(&bytes).map_err(json)?;
+    serde_json::from_value(migrate(path, file, version.schema)?).map_err(json)
 }
 
 /// Writes a profile so that a reader finds the old file or the new one and nothing in between, even after a crash.
 ///
 /// Missing directories are made. Writers of one file wait for each other on the lock file beside it (`<name>.lock`,
-/// which stays); the last one wins.
+/// which stays); the last one wins. [`save_merged`] keeps what others have written.
 ///
 /// # Errors
 /// [`ProfileError`]: a measurement is not finite, the text would be larger than [`MAX_BYTES`], or the file system
 /// refuses. The old file is then untouched.
 pub fn save(path: &Path, profile: &Profile) -> Result<(), ProfileError> {
+    let text = text_of(path, profile)?;
+    with_lock(path, || replace(path, &text))
+}
+
+/// What [`save_merged`] did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Saved {
+    /// What the file holds now.
+    pub profile: Profile,
+    /// Where the file that was there before is now, if it was no profile of this machine and these kernels.
+    pub set_aside: Option<PathBuf>,
+}
+
+/// Adds a profile to the one in a file, by [`merge`]: entries that somebody else wrote, for other classes or levels, stay.
+/// However many do so at once, nothing is lost that is not replaced.
+///
+/// A file that holds something else (a profile of an unknown newer version, of other kernels, or no profile) is not written
+/// over but set aside: it is renamed to `<name>.aside-<number>`.
+///
+/// # Errors
+/// As for [`save`].
+pub fn save_merged(path: &Path, profile: &Profile) -> Result<Saved, ProfileError> {
+    // What cannot be written shall not have the old file set aside.
+    text_of(path, profile)?;
+    with_lock(path, || {
+        let old = match parse(path) {
+            Err(ProfileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => None,
+            // It may be a good one, or nothing to rename.
+            Err(error @ (ProfileError::Io { .. } | ProfileError::NotAFile { .. })) => return Err(error),
+            old => Some(old),
+        };
+        let merged = match old {
+            None => Some(profile.clone()),
+            Some(old) => old.and_then(|old| merge(profile.clone(), old, path)).ok(),
+        };
+        let set_aside = if merged.is_none() { Some(set_aside(path)?) } else { None };
+        let profile = merged.unwrap_or_else(|| profile.clone());
+        replace(path, &text_of(path, &profile)?)?;
+        Ok(Saved { profile, set_aside })
+    })
+}
+
+/// What a file with this profile would hold.
+fn text_of(path: &Path, profile: &Profile) -> Result<Vec<u8>, ProfileError> {
     // Such a path would get a lock file, and the refusal come late.
     if path.file_name().is_none() || path.is_dir() {
         return Err(ProfileError::NotAFile { path: path.to_owned() });
@@ -52,13 +127,52 @@ pub fn save(path: &Path, profile: &Profile) -> Result<(), ProfileError> {
     if bytes > MAX_BYTES {
         return Err(ProfileError::TooLarge { path: path.to_owned(), bytes, limit: MAX_BYTES });
     }
+    Ok(text)
+}
+
+/// Does something to a file that nobody else does anything to, and makes it last.
+fn with_lock<T>(path: &Path, action: impl FnOnce() -> Result<T, ProfileError>) -> Result<T, ProfileError> {
     let directory = directory_of(path);
     fs::create_dir_all(directory).map_err(failed(path, "create its directory"))?;
     // Released when it is dropped, at the end.
-    let _lock = lock(path)?;
-    replace(path, &text)?;
+    let lock = lock(path)?;
+    if lock.is_some() {
+        remove_temporaries(path);
+    }
+    let done = action()?;
     sync_directory(directory);
-    Ok(())
+    Ok(done)
+}
+
+/// Renames a file to one that is free.
+fn set_aside(path: &Path) -> Result<PathBuf, ProfileError> {
+    const ATTEMPTS: usize = 1000;
+    let free = (1..=ATTEMPTS).map(|i| beside(path, "", &format!("{ASIDE}{i}"))).find(|aside| !aside.exists());
+    // With as many of them, the last one is of no more worth than the new one.
+    let aside = free.unwrap_or_else(|| beside(path, "", &format!("{ASIDE}{ATTEMPTS}")));
+    fs::rename(path, &aside).map_err(failed(path, "set it aside"))?;
+    Ok(aside)
+}
+
+/// What follows the name of a file that was set aside; then comes a number.
+pub(crate) const ASIDE: &str = ".aside-";
+
+/// What ends the name of a file that is being written; it begins with a dot.
+pub(crate) const TEMPORARY: &str = ".tmp";
+
+/// Removes what writers of this file left behind when they were killed. Who has the lock is the only writer.
+fn remove_temporaries(path: &Path) {
+    let Ok(entries) = fs::read_dir(directory_of(path)) else { return };
+    let prefix = beside(path, ".", ".");
+    let Some(prefix) = prefix.file_name().and_then(|name| name.to_str()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let is_temporary = |name: &str| name.starts_with(prefix) && name.ends_with(TEMPORARY);
+        if name.to_str().is_some_and(is_temporary) {
+            // Somebody else may have done so.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// The field that every version of the format has.
@@ -141,7 +255,7 @@ fn create_temporary(path: &Path) -> Result<(File, PathBuf), ProfileError> {
     let mut refusal = io::Error::from(io::ErrorKind::AlreadyExists);
     for _ in 0..ATTEMPTS {
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let temporary = beside(path, ".", &format!(".{}.{count}.tmp", std::process::id()));
+        let temporary = beside(path, ".", &format!(".{}.{count}{TEMPORARY}", std::process::id()));
         match OpenOptions::new().create_new(true).write(true).open(&temporary) {
             Ok(file) => return Ok((file, temporary)),
             // A process of the same number, before or on another host, left one behind.

@@ -1,95 +1,14 @@
 //! Files that are whole, cut short, altered, written for somebody else, or written by two at once.
 
-use std::collections::BTreeMap;
+mod common;
+
 use std::error::Error as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use regard_profile::{
-    CacheSize, Caches, Class, Confidence, Config, Cores, Entry, Family, KernelSet, MAX_BYTES, Machine, MaskClass,
-    Measured, Profile, ProfileError, Run, RunnerUp, SCHEMA, Source, Tool, load, save,
-};
+use regard_profile::{Cores, MAX_BYTES, Profile, ProfileError, SCHEMA, load, save};
 
-fn machine() -> Machine {
-    let size = |bytes, shared_by| CacheSize { bytes, source: Source::Sysfs, shared_by };
-    Machine {
-        arch: "x86_64".to_owned(),
-        vendor: "AuthenticAMD".to_owned(),
-        brand: "AMD EPYC \"Turin\" é".to_owned(),
-        family: 26,
-        model: 2,
-        stepping: 1,
-        features: vec!["avx2".to_owned(), "avx512f".to_owned()],
-        hypervisor: true,
-        identity_source: Source::Cpuid,
-        caches: Caches { l1d: size(48 << 10, 1), l2: size(1 << 20, 1), l3: size(32 << 20, 8), line: 64 },
-        cores: Cores {
-            logical_online: 2,
-            allowed: 2,
-            physical_allowed: 2,
-            quota: Some(1.5),
-            numa_nodes: 1,
-            smt: false,
-            quota_source: Source::Cgroup,
-            ..Cores::default()
-        },
-    }
-}
-
-fn kernels() -> KernelSet {
-    KernelSet {
-        fingerprint: "00c0ffee00c0ffee".to_owned(),
-        names: vec!["lanes_2x8".to_owned(), "lanes_1x16".to_owned()],
-        key_block_limits: 8..=4096,
-        query_block_limits: 16..=1024,
-    }
-}
-
-fn entry(keys: usize) -> Entry {
-    let config = |kernel: &str| Config { kernel: kernel.to_owned(), key_block: 192, query_block: 256 };
-    Entry {
-        class: Class {
-            isa: "avx512".to_owned(),
-            dtype: "f32".to_owned(),
-            family: Family::Exponential,
-            mask: MaskClass::Banded,
-            head_dim: 128,
-            value_dim: 128,
-            keys,
-            queries: keys,
-        },
-        config: config("lanes_2x8"),
-        // Numbers that need all their digits.
-        gflops: 1.0 / 3.0 * 500.0,
-        fraction_of_peak: 0.1 + 0.2,
-        ratio_to_model: 0.93,
-        samples: 60,
-        runner_up: Some(RunnerUp { config: config("lanes_1x16"), ratio: 1.011 }),
-        why: "first of two in the runoff".to_owned(),
-    }
-}
-
-fn profile() -> Profile {
-    let tool =
-        Tool { name: "regard".to_owned(), version: "0.1.0".to_owned(), kernels_fingerprint: kernels().fingerprint };
-    let run = Run {
-        unix_time: 1_800_000_000,
-        seconds: 41.5,
-        mode: "default".to_owned(),
-        confidence: Confidence::Medium,
-        notes: vec!["the clock drifted by 3 %".to_owned()],
-    };
-    let fma_gflops = BTreeMap::from([("avx2".to_owned(), 83.25), ("avx512".to_owned(), 166.5)]);
-    let measured = Some(Measured { fma_gflops, read_gbytes_per_s: 31.4 });
-    Profile { measured, entries: vec![entry(512), entry(4096)], ..Profile::new(tool, machine(), run) }
-}
-
-/// A directory that goes away, and a path in it.
-fn scratch() -> (tempfile::TempDir, PathBuf) {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("profile.json");
-    (directory, path)
-}
+use common::*;
 
 /// The error of loading a file with this text. Whatever is wrong, it must be told in one line that names the file.
 fn error_of(text: impl AsRef<[u8]>) -> ProfileError {
@@ -122,13 +41,6 @@ fn what_is_saved_is_loaded() {
     save(&path, &other).unwrap();
     assert_eq!(load(&path, &machine(), &kernels()).unwrap(), other);
     assert_eq!(names_in(path.parent().unwrap()), ["profile.json", "profile.json.lock"]);
-}
-
-fn names_in(directory: &Path) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 #[test]
@@ -176,13 +88,6 @@ fn a_file_with_a_tail_is_rejected() {
     }
 }
 
-/// A pseudo-random sequence (xorshift), the same in every run.
-fn next(mut state: u64) -> u64 {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^ (state << 17)
-}
-
 #[test]
 fn flipped_bytes_are_rejected_or_harmless() {
     let (_directory, path) = scratch();
@@ -205,26 +110,6 @@ fn flipped_bytes_are_rejected_or_harmless() {
         }
     }
     assert!(loaded > 0, "letters of the notes may change, so some must be accepted");
-}
-
-/// What a caller may rely on in any profile that was loaded.
-fn assert_fit(profile: &Profile, machine: &Machine, kernels: &KernelSet) {
-    assert_eq!(profile.schema, SCHEMA);
-    assert_eq!(profile.machine.fingerprint(), machine.fingerprint());
-    assert_eq!(profile.tool.kernels_fingerprint, kernels.fingerprint);
-    for entry in &profile.entries {
-        let second = entry.runner_up.as_ref().map(|second| &second.config);
-        for config in [Some(&entry.config), second].into_iter().flatten() {
-            assert!(kernels.names.contains(&config.kernel));
-            assert!(kernels.key_block_limits.contains(&config.key_block));
-            assert!(kernels.query_block_limits.contains(&config.query_block));
-        }
-        for number in [entry.gflops, entry.fraction_of_peak, entry.ratio_to_model] {
-            assert!(number.is_finite() && number >= 0.0);
-        }
-        // Every lookup ends with an entry of the right level.
-        assert!(profile.lookup(&entry.class).is_some_and(|found| found.class.isa == entry.class.isa));
-    }
 }
 
 #[test]

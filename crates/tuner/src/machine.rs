@@ -10,7 +10,7 @@ mod team;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use regard_kernels::launch::Executor;
-use regard_profile::{Caches, Card, Figure, ForkJoin, Machine, Operation, Peak};
+use regard_profile::{Card, Figure, ForkJoin, Machine, Operation, Peak};
 use regard_simd::Level;
 
 pub use self::cache_sizes::measured_caches;
@@ -108,11 +108,6 @@ fn figure(samples: &[f64]) -> Figure {
     const SEED: u64 = 0;
     let interval = median_interval(samples, SEED);
     Figure { median: median(samples), low: interval.low, high: interval.high, samples: samples.len() }
-}
-
-/// The caches of a machine as far as they are known without measuring, or else as the card has them, if there is one.
-pub fn known_caches(machine: &Machine, card: Option<&Card>) -> Caches {
-    card.map_or(machine.caches, |card| machine.caches.or(card.caches))
 }
 
 #[cfg(test)]

@@ -49,8 +49,9 @@ fn bandwidth(level: Level, bytes: usize) -> f64 {
 /// A plateau goes on while the rate stays above [`FALL`] of what it began with. What follows its end is a slope, on which
 /// no plateau begins, until two sizes in a row have nearly the same rate.
 fn edges(sizes: &[usize], rates: &[f64]) -> Vec<usize> {
-    /// Of the rate of a plateau: below that it is over. Neighbouring levels differ by more than that on any processor.
-    const FALL: f64 = 0.8;
+    /// Of the rate of a plateau: below that it is over. On Zen 4 one core reads L2 at 117 GB/s and L3 at 98, 0.84 of that;
+    /// rates of one level differ by less than 0.93.
+    const FALL: f64 = 0.88;
     /// Two rates that are the same but for noise.
     const FLAT: f64 = 0.92;
     /// The number of levels that caches have.
