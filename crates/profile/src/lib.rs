@@ -57,6 +57,7 @@ mod paths;
 mod schema;
 mod source;
 mod store;
+mod tidy;
 
 pub use caches::{CacheSize, Caches};
 pub use card::{Card, Figure, ForkJoin, Memory, Operation, Peak, Read};
@@ -72,3 +73,4 @@ pub use paths::{Found, PROFILE_VARIABLE, default_path, directories, file_name, f
 pub use schema::{Confidence, Config, Entry, KernelSet, Measured, Profile, Run, RunnerUp, SCHEMA, Tool};
 pub use source::Source;
 pub use store::{MAX_BYTES, Saved, inspect, load, save, save_merged};
+pub use tidy::{Leftover, LeftoverKind, leftovers};

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::hash::fingerprint;
-use crate::{CacheSize, Caches, Cores, Source, features, identity};
+use crate::{CacheSize, Caches, Cores, Fit, Profile, Source, features, identity};
 
 /// A machine as this process sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -52,6 +52,16 @@ impl Machine {
             identity_source: identity.source,
             caches: Caches::detect(),
             cores: Cores::detect(),
+        }
+    }
+
+    /// The same machine, with the sizes of caches that nobody states as the card of a profile has them, if the profile is of
+    /// this very machine.
+    #[must_use]
+    pub fn completed_by(self, profile: &Profile, fit: Fit) -> Self {
+        match (&profile.card, fit) {
+            (Some(card), Fit::Exact) => Self { caches: self.caches.or(card.caches), ..self },
+            _ => self,
         }
     }
 

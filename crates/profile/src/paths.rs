@@ -111,7 +111,7 @@ pub fn file_name(fingerprint: &str) -> String {
 
 /// How the names of all profiles begin and end.
 const PREFIX: &str = "profile-";
-const SUFFIX: &str = ".json";
+pub(crate) const SUFFIX: &str = ".json";
 
 /// The profiles in a directory, of whatever machine, by name; none if there is no such directory.
 pub fn profiles_in(directory: &Path) -> Vec<PathBuf> {

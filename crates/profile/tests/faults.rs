@@ -11,8 +11,11 @@ use common::*;
 use regard_profile::{Profile, ProfileError, inspect, load, save, save_merged};
 use serde_json::{Value, json};
 
+/// The file with another value in one place.
+type Edit<'a> = &'a mut dyn FnMut(Value) -> Value;
+
 /// Every value of a file in turn, replaced; the path of names and indices is for messages.
-fn every_value(file: &Value, change: &mut dyn FnMut(&str, &mut dyn FnMut(Value) -> Value)) {
+fn every_value(file: &Value, change: &mut dyn FnMut(&str, Edit<'_>)) {
     fn pointers(value: &Value, at: &str, found: &mut Vec<String>) {
         found.push(at.to_owned());
         match value {

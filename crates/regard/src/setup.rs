@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use regard_kernels::table;
-use regard_profile::{Fit, Found, KernelSet, Machine, Profile};
+use regard_profile::{Found, KernelSet, Machine, Profile};
 use regard_simd::{IsaError, Level};
 
 /// Everything about the machine that a plan depends on. Plans are pure functions of a problem and a setup.
@@ -18,8 +18,9 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Looks at the machine: the best level that `REGARD_ISA` allows, and the profile that was made for the machine, or
-    /// one that is near enough ([`regard_profile::find`]), and for these kernels. A profile that cannot be used is set aside with one warning (through the `log` crate).
+    /// Looks at the machine: the best level that `REGARD_ISA` allows, and the profile for these kernels that was made for
+    /// the machine, or for one that is near enough ([`regard_profile::find`]). A profile that cannot be used is set aside
+    /// with one warning (through the `log` crate).
     ///
     /// # Errors
     /// [`IsaError`] if `REGARD_ISA` names a level that does not exist or that the machine lacks.
@@ -29,10 +30,7 @@ impl Setup {
         let profile = match regard_profile::find(&machine, &kernel_set()) {
             Found::None => None,
             Found::Loaded { profile, fit, .. } => {
-                // Of this very machine it may have measured what nobody states.
-                if let (Fit::Exact, Some(card)) = (fit, &profile.card) {
-                    machine.caches = machine.caches.or(card.caches);
-                }
+                machine = machine.completed_by(&profile, fit);
                 Some(*profile)
             }
             Found::Rejected { error, .. } => {
