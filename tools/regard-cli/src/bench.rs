@@ -2,7 +2,7 @@
 
 mod case;
 mod ceilings;
-mod inputs;
+pub(crate) mod inputs;
 mod line;
 mod options;
 

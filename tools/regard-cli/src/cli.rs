@@ -6,6 +6,7 @@ use crate::attend::AttendArgs;
 use crate::bench::BenchArgs;
 use crate::explain::ExplainArgs;
 use crate::info::InfoArgs;
+use crate::profile::ProfileArgs;
 use crate::tune::TuneArgs;
 
 /// What every command gets.
@@ -40,6 +41,8 @@ pub(crate) enum Command {
     Bench(Box<BenchArgs>),
     /// Find the best kernels and block sizes for this machine, and keep them in a profile
     Tune(TuneArgs),
+    /// Show, compare, check, merge and ship profiles
+    Profile(ProfileArgs),
     /// Show how a problem would be computed, and why
     Explain(Box<ExplainArgs>),
 }
@@ -71,6 +74,7 @@ Exit codes:
   3  bad input: a file, a tensor, a profile or the value of an option does not fit
   4  the instruction-set level that --isa or REGARD_ISA asks for is not available
   5  the output could not be written; what was there before is untouched
+`regard profile diff` and `regard profile verify` say with 1 that choices differ, or are slower than the model's.
 Every error is one line on standard error that begins with `regard:`.
 
 Environment:

@@ -5,24 +5,36 @@ use std::path::PathBuf;
 use clap::Args;
 use regard::{Isa, Level, kernel_set};
 use regard_kernels::table::{kernels, rows_kernels};
-use regard_profile::{CacheSize, Found, Machine, ProfileError, find, search_path};
+use regard_profile::{CacheSize, CoreClass, Fit, Found, Machine, ProfileError, Source, find, search_path};
 use regard_simd::Extension;
+use regard_tuner::machine;
 use serde::Serialize;
 
 use crate::cli::Global;
 use crate::error::CliError;
-use crate::output;
+use crate::profile::{describe_fit, fit_name};
+use crate::progress::Reporter;
+use crate::setup::Threads;
+use crate::{card, output};
 
-/// Shows what the library knows of this machine. Nothing is measured.
+/// Shows what the library knows of this machine. Nothing is measured unless asked for.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
-pub(crate) struct InfoArgs {}
+pub(crate) struct InfoArgs {
+    /// Measure peaks, read bandwidths and the cost of threads too, which takes some seconds
+    #[arg(long)]
+    measure: bool,
+    /// Threads to measure with, beside one [default: one for each core that this process may use]
+    #[arg(long, requires = "measure", value_name = "N")]
+    threads: Option<u16>,
+}
 
 const AFTER_HELP: &str = "\
 A profile that cannot be used is shown with the reason, and makes the exit code 3.
 
 Examples:
   regard info
+  regard info --measure
   regard info --json";
 
 /// Everything on the card.
@@ -38,6 +50,9 @@ pub(crate) struct Card {
     levels: Vec<LevelCard>,
     kernels_fingerprint: String,
     profile: ProfileCard,
+    /// What was measured, now or when the profile was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measured: Option<regard_profile::Card>,
     #[serde(skip)]
     rejected: Option<ProfileError>,
 }
@@ -64,14 +79,26 @@ struct ProfileCard {
     /// `none`, `loaded` or `rejected`.
     state: &'static str,
     path: Option<PathBuf>,
+    /// `exact`, `microarch` or `similar`: what its machine has to do with this one.
+    fit: Option<&'static str>,
+    #[serde(skip)]
+    fit_in_words: Option<String>,
     entries: Option<usize>,
     reason: Option<String>,
     search_path: Vec<PathBuf>,
 }
 
 /// Runs the command.
-pub(crate) fn run(_args: InfoArgs, global: &Global) -> Result<(), CliError> {
-    let card = Card::detect()?;
+pub(crate) fn run(args: InfoArgs, global: &Global) -> Result<(), CliError> {
+    let mut card = Card::detect()?;
+    if args.measure {
+        let threads = Threads::new(args.threads, &card.machine)?;
+        let mut reporter = Reporter::new();
+        let mut show = |fraction: f64, what: &str| reporter.show(fraction, what);
+        let measured = machine::card(Level::from_env()?, &card.machine, &threads.execution(), &mut show);
+        card.machine.caches = measured.caches;
+        card.measured = Some(measured);
+    }
     if global.json {
         output::json(&card)?
     } else {
@@ -90,11 +117,17 @@ impl Card {
         let machine = Machine::detect();
         let kernels = kernel_set();
         let search_path = search_path(&machine);
+        let (mut found, mut measured) = (None, None);
         let (state, path, entries, rejected) = match find(&machine, &kernels) {
             Found::None => ("none", None, None, None),
-            Found::Loaded { path, profile } => ("loaded", Some(path), Some(profile.entries.len()), None),
+            Found::Loaded { path, profile, fit } => {
+                found = Some(fit);
+                measured = profile.card.filter(|_| fit == Fit::Exact);
+                ("loaded", Some(path), Some(profile.entries.len()), None)
+            }
             Found::Rejected { path, error } => ("rejected", Some(path), None, Some(error)),
         };
+        let (fit, fit_in_words) = (found.map(fit_name), found.map(describe_fit));
         let reason = rejected.as_ref().map(ToString::to_string);
         Ok(Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -104,7 +137,8 @@ impl Card {
             isa,
             levels: Isa::ALL.into_iter().map(|isa| LevelCard::new(isa, &machine)).collect(),
             kernels_fingerprint: kernels.fingerprint,
-            profile: ProfileCard { state, path, entries, reason, search_path },
+            profile: ProfileCard { state, path, fit, fit_in_words, entries, reason, search_path },
+            measured,
             rejected,
             machine,
         })
@@ -114,37 +148,55 @@ impl Card {
     pub(crate) fn to_text(&self) -> String {
         let mut text = String::new();
         let mut line = |name: &str, value: &str| text.push_str(&format!("{name:<10}{value}\n"));
-        let Machine { brand, hypervisor, caches, cores, features, .. } = &self.machine;
+        let Machine { brand, hypervisor, caches, cores, features, identity_source, .. } = &self.machine;
         let brand = if brand.is_empty() { "unknown processor" } else { brand };
         line("machine", &format!("{brand}{}", if *hypervisor { ", virtual" } else { "" }));
-        line("", &format!("{} (fingerprint {})", self.microarch, self.fingerprint));
+        line("", &format!("{} ({identity_source}; fingerprint {})", self.microarch, self.fingerprint));
         for (name, cache) in [("L1d", &caches.l1d), ("L2", &caches.l2), ("L3", &caches.l3)] {
             line(if name == "L1d" { "caches" } else { "" }, &format!("{name:<4}{}", describe(cache)));
         }
-        let quota = cores.quota.map_or(String::new(), |quota| format!(", quota {quota} CPUs"));
+        let quota = match (cores.quota, cores.quota_source) {
+            (Some(quota), source) => format!("quota {quota} CPUs ({source})"),
+            (None, Source::Unknown) => "quota unknown".to_owned(),
+            (None, source) => format!("no quota ({source})"),
+        };
         line(
             "cores",
             &format!(
-                "{} usable: {} physical behind the {} allowed of {} logical CPUs{quota}",
-                self.usable_cores, cores.physical_allowed, cores.allowed, cores.logical_online
+                "{} usable: {} physical behind the {} allowed of {} logical CPUs ({}), {quota}",
+                self.usable_cores, cores.physical_allowed, cores.allowed, cores.logical_online, cores.counts_source
             ),
         );
+        let threading = if cores.smt { "several CPUs on a core" } else { "one CPU on a core" };
+        let nodes = match cores.numa_nodes {
+            0 => "NUMA nodes unknown".to_owned(),
+            nodes => format!("NUMA nodes: {nodes} ({})", cores.numa_source),
+        };
+        line("", &format!("{threading}, {nodes}"));
+        if !cores.classes.is_empty() {
+            let classes = cores.classes.iter().map(|CoreClass { name, physical }| format!("{physical} {name}"));
+            line("", &format!("of several kinds: {}", classes.collect::<Vec<_>>().join(", ")));
+        }
         line("features", &if features.is_empty() { "none that matter".to_owned() } else { features.join(" ") });
         for (i, level) in self.levels.iter().enumerate() {
             for (j, text) in level.to_text(level.isa == self.isa).iter().enumerate() {
                 line(if i == 0 && j == 0 { "levels" } else { "" }, text);
             }
         }
-        let ProfileCard { state, path, entries, reason, search_path } = &self.profile;
+        let ProfileCard { state, path, entries, reason, search_path, fit_in_words, .. } = &self.profile;
         let path = path.as_ref().map_or(String::new(), |path| path.display().to_string());
         match (*state, entries, reason) {
-            ("loaded", Some(entries), _) => line("profile", &format!("{path}: {entries} entries")),
+            ("loaded", Some(entries), _) => {
+                line("profile", &format!("{path}: {entries} entries"));
+                line("", fit_in_words.as_deref().unwrap_or_default());
+            }
             ("rejected", _, Some(reason)) => line("profile", &format!("cannot be used: {reason}")),
             _ => {
                 line("profile", "none: tiles by the analytic model; `regard tune` makes one. Looked for:");
                 search_path.iter().for_each(|path| line("", &path.display().to_string()));
             }
         }
+        text += &self.measured.as_ref().map_or(String::new(), card::to_text);
         text.truncate(text.trim_end().len());
         text
     }
@@ -205,7 +257,6 @@ fn describe(cache: &CacheSize) -> String {
         bytes if bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
         bytes => format!("{} KiB", bytes >> 10),
     };
-    let source = format!("{source:?}").to_lowercase();
     let shared = match shared_by {
         0 => String::new(),
         1 => ", one CPU".to_owned(),

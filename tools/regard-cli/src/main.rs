@@ -6,6 +6,7 @@
 
 mod attend;
 mod bench;
+mod card;
 mod check;
 mod cli;
 mod error;
@@ -13,6 +14,7 @@ mod explain;
 mod info;
 mod output;
 mod problem_args;
+mod profile;
 mod progress;
 mod sequences;
 mod setup;
@@ -51,6 +53,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Some(Command::Attend(args)) => attend::run(*args, &global),
         Some(Command::Bench(args)) => bench::run(*args, &global),
         Some(Command::Tune(args)) => tune::run(args, &global),
+        Some(Command::Profile(args)) => profile::run(args, &global),
         Some(Command::Explain(args)) => explain::run(*args, &global),
     }
 }

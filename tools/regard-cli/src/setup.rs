@@ -13,12 +13,15 @@ use crate::error::CliError;
 /// The library sets a profile aside that cannot be used. Here it is an error: somebody made it, and would want to know.
 pub(crate) fn detect(no_profile: bool) -> Result<Setup, CliError> {
     let level = Level::from_env()?;
-    let machine = Machine::detect();
+    let mut machine = Machine::detect();
     let profile = match no_profile {
         true => None,
         false => match regard_profile::find(&machine, &kernel_set()) {
             Found::None => None,
-            Found::Loaded { profile, .. } => Some(*profile),
+            Found::Loaded { profile, fit, .. } => {
+                machine = machine.completed_by(&profile, fit);
+                Some(*profile)
+            }
             Found::Rejected { error, .. } => {
                 return Err(CliError::Input(format!("{error}; --no-profile computes without it")));
             }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use regard::{Isa, Level, kernel_set};
-use regard_profile::{Confidence, Entry, Machine, Profile, ProfileError, default_path};
+use regard_profile::{Card, Confidence, Entry, Machine, Profile, default_path};
 use regard_tuner::pin;
 use regard_tuner::search::{Effort, Search};
 use serde::Serialize;
@@ -15,6 +15,7 @@ use crate::cli::Global;
 use crate::error::CliError;
 use crate::output;
 use crate::progress::Reporter;
+use crate::setup::Threads;
 
 /// Finds the best kernels and block sizes for this machine, and writes them to the profile that the library looks for.
 ///
@@ -77,7 +78,11 @@ pub(crate) fn run(args: TuneArgs, global: &Global) -> Result<(), CliError> {
         return Err(not_a_file(path));
     }
 
-    let profile = search(&levels, &machine, &args);
+    let mut profile = search(&levels, &machine, &args);
+    // A quick run leaves out what takes some seconds more, and keeps the card that is there.
+    if !args.quick && !profile.entries.is_empty() {
+        profile.card = Some(card(&machine)?);
+    }
     let mut kept = Vec::new();
     if let Some(path) = &path {
         // A profile that cannot be used is replaced.
@@ -145,12 +150,21 @@ fn not_a_file(path: &Path) -> CliError {
     CliError::Write { path: path.to_owned(), error: io::Error::other("it is not a regular file") }
 }
 
+/// Measures the machine with all its cores, not pinned.
+fn card(machine: &Machine) -> Result<Card, CliError> {
+    let threads = Threads::new(None, machine)?;
+    let mut reporter = Reporter::new();
+    let mut show = |fraction: f64, what: &str| reporter.show(fraction, &format!("the machine: {what}"));
+    Ok(regard_tuner::machine::card(Level::from_env()?, machine, &threads.execution(), &mut show))
+}
+
+/// Adds the profile to the one that is there.
 fn save(path: &Path, profile: &Profile) -> Result<(), CliError> {
-    regard_profile::save(path, profile).map_err(|error| match error {
-        ProfileError::Io { path, error, .. } => CliError::Write { path, error },
-        ProfileError::NotAFile { path } => not_a_file(&path),
-        error => CliError::Failed(error.to_string()),
-    })
+    let saved = regard_profile::save_merged(path, profile).map_err(crate::profile::not_written)?;
+    if let Some(aside) = saved.set_aside {
+        eprintln!("what was there is of no use with these kernels, and is now {}", aside.display());
+    }
+    Ok(())
 }
 
 /// The profile for people. `path` is where it was written.

@@ -8,11 +8,11 @@ use crate::shape_args::{Sizes, q_dtype};
 
 /// q, k, v and out. Of k and v there are as many copies as are used in turn.
 #[derive(Debug)]
-pub(super) struct Inputs {
-    pub(super) q: Array,
-    pub(super) k: Array,
-    pub(super) v: Array,
-    pub(super) out: Array,
+pub(crate) struct Inputs {
+    pub(crate) q: Array,
+    pub(crate) k: Array,
+    pub(crate) v: Array,
+    pub(crate) out: Array,
 }
 
 impl Inputs {
@@ -20,7 +20,7 @@ impl Inputs {
     ///
     /// # Errors
     /// [`CliError::Failed`] if there is not enough memory.
-    pub(super) fn new(
+    pub(crate) fn new(
         sizes: &Sizes,
         order: Order,
         [dtype, out_dtype]: [Dtype; 2],
@@ -43,7 +43,7 @@ impl Inputs {
 }
 
 /// One of the copies of an array.
-pub(super) fn tensor<'a>(name: &'static str, array: &'a Array, copy: usize) -> Result<Tensor<'a>, CliError> {
+pub(crate) fn tensor<'a>(name: &'static str, array: &'a Array, copy: usize) -> Result<Tensor<'a>, CliError> {
     array.tensor(copy).map_err(|source| regard::Error::View { tensor: name, source }.into())
 }
 
