@@ -124,6 +124,15 @@ impl<'a> Case<'a> {
         elements(&self.v, [entry, kv_head, row])
     }
 
+    /// The scale of a value, by `[sequence, kv head, key]`, if it has one.
+    pub fn value_scale(&self, [sequence, kv_head, key]: [usize; 3]) -> Option<f64> {
+        let [entry, row] = self.key_place(sequence, key);
+        match &self.v {
+            Elements::Int8(quantised) => Some(f64::from(*quantised.scales.get([entry, kv_head, row, 0]))),
+            _ => None,
+        }
+    }
+
     /// The place of a row among all rows of `[batch, query_heads, rows of q]`.
     pub fn row(&self, [sequence, head, query]: [usize; 3]) -> usize {
         let [_, heads, rows, _] = self.q.shape();

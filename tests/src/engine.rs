@@ -12,7 +12,7 @@ use regard_kernels::weighting::{
 };
 use regard_kernels::{Schedule, Shift};
 
-use crate::run::{guarded, is_native};
+use crate::run::{guarded, is_fixed, is_native};
 use crate::spec::Bump;
 use crate::{Case, Layout, Output, Path, levels, selects};
 
@@ -106,6 +106,11 @@ impl Engine {
         is_native(self.name())
     }
 
+    /// Whether it multiplies integers.
+    pub fn is_fixed(self) -> bool {
+        is_fixed(self.name())
+    }
+
     /// Whether it takes keys and values of an element type.
     pub fn takes(self, dtype: Dtype) -> bool {
         match self {
@@ -129,7 +134,7 @@ impl Engine {
 
     /// Whether it computes a weighting: selection is never done on products of pairs.
     pub fn computes(self, weighting: &Weighting) -> bool {
-        !(self.is_native() && selects(weighting))
+        !((self.is_native() || self.is_fixed()) && selects(weighting))
     }
 
     /// Query rows of a register tile.
@@ -186,6 +191,7 @@ impl Engine {
                 Path {
                     rounding: self.rounding(case.k.dtype()),
                     native: self.is_native(),
+                    fixed: self.is_fixed(),
                     key_block,
                     span,
                     out: blocks.out,

@@ -27,7 +27,7 @@ pub use guard::{GUARD, Guarded, Layout, Poison, poison};
 pub use machine::{levels, profile_for, setup_for, setup_of, this_test};
 pub use naive::naive;
 pub use random::Random;
-pub use run::{Output, Path, is_native, paths, run, run_into, run_plan, run_plan_as, same};
+pub use run::{Output, Path, is_fixed, is_native, paths, run, run_into, run_plan, run_plan_as, same};
 pub use spec::{Spec, selects, weightings};
 pub use specs::Lists;
 pub use stored::{Stored, round_to};

@@ -13,6 +13,8 @@ pub struct Path {
     pub rounding: Rounding,
     /// Whether products were those of pairs of bf16, and weights rounded to bf16.
     pub native: bool,
+    /// Whether products were those of integers, with queries and weights in fixed point.
+    pub fixed: bool,
     /// Keys of a block.
     pub key_block: usize,
     /// Keys of a span; all of them if it was not split.
@@ -101,6 +103,7 @@ pub fn paths(plan: &Plan, problem: &Problem<'_>, out: Dtype) -> Vec<Path> {
     let path = |sequence: &regard::Sequence| Path {
         rounding: plan.rounding(sequence),
         native: is_native(plan.kernel_for(sequence.queries)),
+        fixed: is_fixed(plan.kernel_for(sequence.queries)),
         key_block: plan.key_block_for(sequence.queries),
         span: plan.span_for(sequence.queries, sequence.keys),
         out,
@@ -110,7 +113,12 @@ pub fn paths(plan: &Plan, problem: &Problem<'_>, out: Dtype) -> Vec<Path> {
 
 /// Whether a kernel of this name multiplies pairs of bf16.
 pub fn is_native(kernel: &str) -> bool {
-    kernel.contains("_lanes_bf16") || kernel.contains("_dots")
+    kernel.contains("_lanes_bf16") || kernel.contains("_bf16_dots")
+}
+
+/// Whether a kernel of this name multiplies integers.
+pub fn is_fixed(kernel: &str) -> bool {
+    kernel.contains("_int8_dots")
 }
 
 /// What computes a problem into an output and a log-sum-exp, in a workspace.

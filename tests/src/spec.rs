@@ -31,6 +31,8 @@ pub struct Spec<'a> {
     pub numerics: Option<Numerics>,
     pub split: Option<Split>,
     pub native_half: Option<bool>,
+    /// See [`Attention::native_int8`].
+    pub native_int8: Option<bool>,
     pub isa: Option<Isa>,
 }
 
@@ -59,6 +61,7 @@ impl<'a> Spec<'a> {
             numerics: None,
             split: None,
             native_half: None,
+            native_int8: None,
             isa: None,
         }
     }
@@ -76,7 +79,7 @@ impl<'a> Spec<'a> {
         set!(scale => scale, softcap => softcap, temperature => temperature, log_n => log_n_schedule, count => count,
             coefficient => coefficient, row_scale => row_scale, causal => causal, anti_causal => anti_causal,
             align => align, key_lengths => key_lengths, keep => keep_mask, bias => bias, alibi => alibi_slopes,
-            sinks => sinks, numerics => numerics, split => split, native_half => native_half, isa => isa);
+            sinks => sinks, numerics => numerics, split => split, native_half => native_half, native_int8 => native_int8, isa => isa);
         if let Some((left, right)) = self.window {
             options = options.window(left, right);
         }

@@ -25,6 +25,9 @@
 //!   of the magnitudes of a score, and of `|w||v|`;
 //! - products of pairs of bf16: exact, and added in f32 with as many roundings. Weights are rounded to bf16 before they meet
 //!   V, at a relative error of at most `2^-8` each: `2^-8 sum |w||v|` at the worst;
+//! - products of pairs of integers are exact, sums too, so that what is allowed for chains goes to their conversion. Queries and
+//!   weights become multiples of a quantum, half of which each may be off: `max |q| / limit(d) / 2 sum |k|` of a score, and
+//!   `max |w scale| / limit(key_block) / 2 sum |v / scale|` of a block, where `limit` is 32767 or what leaves room in 32 bits;
 //! - an output of f16 or bf16: one rounding more, of `2^-11 |out|` or `2^-8 |out|`, and half of the least subnormal f16.
 
 use regard::reference::{Rounding, Row};
@@ -106,6 +109,7 @@ fn bound_of(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path, cuts: &[
     let chain = EPS * (CHAIN * ((visible + 2 * merges) as f64).sqrt() + TERMS);
     // What becomes of a weight on its way to V.
     let carried = if path.native { BF16 } else { 0.0 } + if is_scaled(case, path) { EPS } else { 0.0 };
+    let cut = Cut { path, cuts };
     let values = Values { case, scores, sequence: index[0], head: index[1] / (shape.query_heads / shape.kv_heads) };
     let mut bound = match &spec.weighting {
         Weighting::HardLeft | Weighting::HardRight | Weighting::AverageHard => {
@@ -115,7 +119,7 @@ fn bound_of(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path, cuts: &[
             let chosen = values.sums(&|key| if roundings == 0.0 { 0.0 } else { row.weights[key] * roundings });
             Bound { out: chosen, lse: 0.0, scores: scores.clone(), weights: None }
         }
-        Weighting::Softmax => softmax(case, row, index, [chain, carried], moves(scores, path, cuts), &values),
+        Weighting::Softmax => softmax(case, row, index, [chain, carried], cut, &values),
         _ => {
             let normalised = matches!(spec.weighting, Weighting::EvenPower { .. } | Weighting::Taylor2);
             let mut weights: Vec<(f64, f64)> = scores.iter().map(|score| pointwise(spec, *score)).collect();
@@ -129,7 +133,8 @@ fn bound_of(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path, cuts: &[
             };
             weights.iter_mut().for_each(|(w, dw)| (*w, *dw) = (*w * factor, *dw * factor.abs()));
             let denominator = if normalised { error * factor + chain } else { 0.0 };
-            let errors = values.sums(&|key| weights[key].1 + (chain + carried) * weights[key].0.abs());
+            let fixed = values.fixed(&weights, cut, factor);
+            let errors = values.sums(&|key| weights[key].1 + (chain + carried) * weights[key].0.abs() + fixed[key]);
             let lost = values.sums(&|_| TINY * factor.abs().max(1.0));
             let out =
                 (0..shape.value_dim).map(|c| errors[c] + row.out[c].abs() * denominator + lost[c] + TINY).collect();
@@ -147,8 +152,20 @@ fn is_scaled(case: &Case<'_>, path: &Path) -> bool {
     case.k.dtype() == Dtype::Int8 && matches!(path.rounding, Rounding::Lanes { .. })
 }
 
+/// How keys were cut into parts, and these into blocks.
+#[derive(Clone, Copy)]
+struct Cut<'a> {
+    path: &'a Path,
+    cuts: &'a [usize],
+}
+
+/// The largest number in fixed point for sums of this many products with bytes.
+fn limit(terms: usize) -> f64 {
+    (i32::MAX as usize / 128 / terms.max(1)).clamp(1, 32767) as f64
+}
+
 /// How often the maximum of a row moves, for the weight that it moves most often for.
-fn moves(scores: &[Option<(f64, f64)>], path: &Path, cuts: &[usize]) -> usize {
+fn moves(scores: &[Option<(f64, f64)>], Cut { path, cuts }: Cut<'_>) -> usize {
     let highest = |some: &[Option<(f64, f64)>]| some.iter().flatten().fold(f64::NEG_INFINITY, |m, s| m.max(s.0));
     let within = |part: &[usize]| {
         let (mut moves, mut running) = (0, f64::NEG_INFINITY);
@@ -166,10 +183,11 @@ fn softmax(
     row: &Row,
     [_, head, _]: [usize; 3],
     [chain, carried]: [f64; 2],
-    moves: usize,
+    cut: Cut<'_>,
     values: &Values<'_>,
 ) -> Bound {
     let scores = values.scores;
+    let moves = moves(scores, cut);
     let sink = case.spec.sinks.map(|sinks| f64::from(sinks[head]));
     let max = scores.iter().flatten().fold(f64::NEG_INFINITY, |m, s| m.max(s.0));
     let reference = max.max(sink.unwrap_or(f64::NEG_INFINITY));
@@ -193,7 +211,8 @@ fn softmax(
     weights.iter_mut().for_each(|(w, dw)| (*w, *dw) = (*w * factor, *dw * factor));
     // With a sink the sum is rescaled by one more exponential.
     let denominator = error * factor + chain + if sink.is_some() { 2.0 * EXP } else { 0.0 };
-    let errors = values.sums(&|key| weights[key].1 + (chain + carried) * weights[key].0);
+    let fixed = values.fixed(&weights, cut, factor);
+    let errors = values.sums(&|key| weights[key].1 + (chain + carried) * weights[key].0 + fixed[key]);
     let lost = values.sums(&|_| TINY);
     let out = (0..errors.len()).map(|c| errors[c] + row.out[c].abs() * denominator + lost[c] + TINY).collect();
     let lse = if row.lse.is_finite() {
@@ -233,12 +252,19 @@ fn scores(case: &Case<'_>, [sequence, head, query]: [usize; 3], path: &Path) -> 
     let scaled = if is_scaled(case, path) { 1.0 } else { 0.0 };
     let chain = EPS * (CHAIN * (shape.head_dim as f64).sqrt() + TERMS + scaled);
     let q = case.query([sequence, head, query]);
+    let half_quantum = if path.fixed {
+        let quantum = q.iter().fold(0.0_f64, |most, q| most.max(q.abs())) / limit(shape.head_dim);
+        quantum.max(TINY) / 2.0
+    } else {
+        0.0
+    };
     let score = |key: usize| {
-        let (mut product, mut magnitude) = (0.0, 0.0);
+        let (mut product, mut magnitude, mut size) = (0.0, 0.0, 0.0);
         for (q, k) in q.iter().zip(case.key([sequence, kv_head, key])) {
             let term = q * k;
             product += term;
             magnitude += term.abs();
+            size += k.abs();
         }
         let mut s = product * scale;
         let mut total = magnitude * scale.abs();
@@ -251,7 +277,8 @@ fn scores(case: &Case<'_>, [sequence, head, query]: [usize; 3], path: &Path) -> 
             s += addend;
             total += addend.abs();
         }
-        (s * cold + shift, (chain * total + cap_error) * cold.abs() + EPS * 2.0 * shift.abs())
+        let rounding = chain * total + cap_error + half_quantum * size * scale.abs();
+        (s * cold + shift, rounding * cold.abs() + EPS * 2.0 * shift.abs())
     };
     (0..keys).map(|key| seen[key].then(|| score(key))).collect()
 }
@@ -265,6 +292,28 @@ struct Values<'a> {
 }
 
 impl Values<'_> {
+    /// What rounding to fixed point adds to the errors of weights. Zero is exact, of keys that are not seen too.
+    fn fixed(&self, weights: &[(f64, f64)], Cut { path, cuts }: Cut<'_>, factor: f64) -> Vec<f64> {
+        let mut errors = vec![0.0; weights.len()];
+        if !path.fixed {
+            return errors;
+        }
+        let scale = |key: usize| self.case.value_scale([self.sequence, self.head, key]).map_or(1.0, f64::abs);
+        for part in cuts.windows(2) {
+            for first in (part[0]..part[1]).step_by(path.key_block) {
+                let block = first..part[1].min(first + path.key_block);
+                let seen = block.filter(|key| self.scores[*key].is_some());
+                let size = |key: usize| (weights[key].0.abs() + weights[key].1) * scale(key);
+                let largest = seen.clone().map(size).fold(0.0, f64::max);
+                let quantum = (largest / limit(path.key_block)).max(TINY * factor.abs().max(1.0));
+                for key in seen.filter(|key| scale(*key) != 0.0) {
+                    errors[key] = quantum / 2.0 / scale(key);
+                }
+            }
+        }
+        errors
+    }
+
     /// `sum over visible keys of weight(key) |v|`, for each column.
     fn sums(&self, weight: &dyn Fn(usize) -> f64) -> Vec<f64> {
         let mut sums = vec![0.0; self.case.v.shape()[3]];

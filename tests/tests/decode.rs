@@ -159,8 +159,11 @@ fn decode_is_the_last_row_of_prefill() {
                         let large = matches!(weighting, regard::Weighting::Polynomial { .. });
                         let out = if turn % 3 == 0 && !large { dtypes[0] } else { Dtype::F32 };
                         let native = Some(turn % 5 != 0);
-                        let [before, after] =
-                            [&before, &after].map(|spec| Spec { native_half: native, ..spec.clone() });
+                        let [before, after] = [&before, &after].map(|spec| Spec {
+                            native_half: native,
+                            native_int8: native,
+                            ..spec.clone()
+                        });
                         let prefill = run(&before, &all, *level, out);
                         let decode = run(&after, &last, *level, out);
                         assert!(prefill.kernel.contains("_lanes_") && decode.kernel.contains("_rows_"));

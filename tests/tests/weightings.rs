@@ -202,8 +202,8 @@ fn on_every_level(pool: &Pool, spec: &Spec<'_>, turn: &mut usize) -> Report {
         let stored = &pool.stored[*turn % DTYPES.len()];
         let dtypes = [0, 1].map(|i| stored[i].dtype());
         let takes = |engine: &Engine| {
-            let native = !engine.is_native() || (dtypes == [Dtype::Bf16; 2] && engine.computes(&spec.weighting));
-            engine.isa() == level.isa() && engine.takes(dtypes[1]) && native
+            let native = !engine.is_native() || dtypes == [Dtype::Bf16; 2];
+            engine.isa() == level.isa() && engine.takes(dtypes[1]) && native && engine.computes(&spec.weighting)
         };
         let list: Vec<Engine> = engines().filter(takes).collect();
         // Rows kernels are one or two of them.

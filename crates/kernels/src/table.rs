@@ -5,7 +5,7 @@ use regard_simd::{Extension, Isa, Level, Simd};
 use crate::lanes::Lanes;
 use crate::lanes::args::Head;
 use crate::lanes::scratch::Layout;
-pub use crate::rows::table::{RowsKernel, rows_kernel, rows_kernels};
+pub use crate::rows::table::{FIXED_COLUMNS, RowsKernel, rows_kernel, rows_kernels};
 use crate::tensor::Dtype;
 
 /// The register tile of a lanes kernel.
@@ -150,7 +150,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// Changes whenever measurements of an earlier build no longer say anything about the kernels.
-pub const REVISION: u32 = 2;
+pub const REVISION: u32 = 3;
 
 /// Block sizes that [`crate::launch::run`] takes, in keys: even, so that even and odd places mean the same in every
 /// block.

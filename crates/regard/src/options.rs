@@ -115,6 +115,7 @@ pub struct Attention<'a> {
     pub(crate) numerics: Numerics,
     pub(crate) split: Split,
     pub(crate) native_half: bool,
+    pub(crate) native_int8: bool,
     pub(crate) isa: Option<Isa>,
 }
 
@@ -143,6 +144,7 @@ impl<'a> Attention<'a> {
             numerics: Numerics::Machine,
             split: Split::Auto,
             native_half: true,
+            native_int8: true,
             isa: None,
         }
     }
@@ -279,6 +281,17 @@ impl<'a> Attention<'a> {
     /// average-hard attention always is.
     pub fn native_half(mut self, native: bool) -> Self {
         self.native_half = native;
+        self
+    }
+
+    /// Whether k and v of int8 may be multiplied as integers for few queries, where the machine has instructions for dot
+    /// products of them: true if never called. A query row then has 16 bits of fixed point against its largest element, and so
+    /// have the weights of a row in a block of keys, times the scales of the values, against the largest of these: rounding
+    /// errors of up to `1/65534` of that largest magnitude. (Rows of more than 512 elements have fewer bits, as many as leave
+    /// room for the sum, and those of more than 4096 are widened.) Sums of products are exact. With `false`, or
+    /// [`Numerics::Portable`], everything is widened to f32. Hard and average-hard attention always is.
+    pub fn native_int8(mut self, native: bool) -> Self {
+        self.native_int8 = native;
         self
     }
 

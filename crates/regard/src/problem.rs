@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use regard_kernels::launch::{Call, PageTables, Sequence, Temperatures};
+use regard_kernels::table::FIXED_COLUMNS;
 use regard_kernels::tensor::{Dtype, Tensor, TensorMut};
 use regard_kernels::view::{View, ViewError, ViewMut};
 use regard_kernels::weighting::{AnyWeighting, Kind};
@@ -255,6 +256,16 @@ impl<'a> Problem<'a> {
             && options.numerics == Numerics::Machine
             && self.weighting.kind() == Kind::Weighted
             && [&self.q, &self.k, &self.v].iter().all(|tensor| tensor.dtype() == Dtype::Bf16)
+    }
+
+    /// Whether instructions for dot products of integers may be used, where there are any.
+    pub(crate) fn is_native_int8(&self) -> bool {
+        let options = &self.options;
+        options.native_int8
+            && options.numerics == Numerics::Machine
+            && self.weighting.kind() == Kind::Weighted
+            && self.kv_dtype() == Dtype::Int8
+            && self.shape.head_dim <= FIXED_COLUMNS
     }
 
     /// Whether rows of K or V lie so far apart that they compete for the same cache sets: every 4096 bytes, as in the

@@ -30,7 +30,9 @@ macro_rules! delegate {
             fn low_bf16(pair: Self::F32) -> Self::F32;
             fn high_bf16(pair: Self::F32) -> Self::F32;
             fn quad_sums(x: [Self::F32; 4]) -> Self::F32;
-            fn interleave_bf16(a: Self::F32, b: Self::F32) -> [Self::F32; 2];
+            fn pair_i16(low: Self::F32, high: Self::F32) -> Self::F32;
+            fn float_i32(x: Self::F32) -> Self::F32;
+            fn interleave(a: Self::F32, b: Self::F32) -> [Self::F32; 2];
         }
         $crate::delegate::delegate! {
             unsafe fn load(p: *const f32) -> Self::F32;
@@ -42,6 +44,8 @@ macro_rules! delegate {
             unsafe fn load_f16(p: *const ::half::f16) -> Self::F32;
             unsafe fn load_bf16(p: *const ::half::bf16) -> Self::F32;
             unsafe fn load_i8(p: *const i8) -> Self::F32;
+            unsafe fn load_words(p: *const i8) -> Self::F32;
+            unsafe fn load_first_words(p: *const i8, n: usize) -> Self::F32;
             unsafe fn store_first_f16(p: *mut ::half::f16, v: Self::F32, n: usize) -> ();
             unsafe fn store_first_bf16(p: *mut ::half::bf16, v: Self::F32, n: usize) -> ();
         }
@@ -49,6 +53,11 @@ macro_rules! delegate {
         #[inline(always)]
         fn lane_sums<const N: usize>(self, x: [Self::F32; N]) -> Self::F32 {
             self.0.lane_sums(x)
+        }
+
+        #[inline(always)]
+        fn lane_sums_i32<const N: usize>(self, x: [Self::F32; N]) -> Self::F32 {
+            self.0.lane_sums_i32(x)
         }
     };
     ($(fn $name:ident($($arg:ident: $type:ty),*) -> $ret:ty;)*) => {$(

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use crate::Portable;
 #[cfg(target_arch = "x86_64")]
-use crate::{Avx2, Avx512, Avx512Bf16};
+use crate::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
 #[cfg(target_arch = "aarch64")]
 use crate::{Neon, NeonBf16};
 
@@ -68,22 +68,25 @@ impl FromStr for Isa {
 
 /// Instructions beyond a level, which some machines of the level have: a kernel may need them.
 ///
-/// A token of its own proves them (`Avx512Bf16`, `NeonBf16`), which is [`Simd`](crate::Simd) too.
+/// A token of its own proves them (`Avx512Bf16`, `Avx512Vnni`, `NeonBf16`), which is [`Simd`](crate::Simd) too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Extension {
     /// Products of pairs of bf16, added up in f32.
     Bf16,
+    /// Products of pairs of 16-bit integers, added up in 32 bits.
+    Vnni,
 }
 
 impl Extension {
     /// All extensions.
-    pub const ALL: [Self; 1] = [Self::Bf16];
+    pub const ALL: [Self; 2] = [Self::Bf16, Self::Vnni];
 
     /// The lower-case name, as in the names of kernels.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Bf16 => "bf16",
+            Self::Vnni => "vnni",
         }
     }
 
@@ -100,6 +103,8 @@ impl Extension {
         match (self, isa) {
             #[cfg(target_arch = "x86_64")]
             (Self::Bf16, Isa::Avx512) => Avx512Bf16::detect().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            (Self::Vnni, Isa::Avx512) => Avx512Vnni::detect().is_some(),
             #[cfg(target_arch = "aarch64")]
             (Self::Bf16, Isa::Neon) => NeonBf16::detect().is_some(),
             _ => false,

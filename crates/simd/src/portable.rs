@@ -210,7 +210,7 @@ unsafe impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn interleave_bf16(self, a: f32x8, b: f32x8) -> [f32x8; 2] {
+    fn interleave(self, a: f32x8, b: f32x8) -> [f32x8; 2] {
         let (a, b) = (to_i32(a), to_i32(b));
         let low_half = i32x8::splat(0xffff);
         let low = ((a & low_half) | (b << 16_u32)).to_array();

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::Isa;
+use crate::{Isa, words};
 
 /// Work that runs under some instruction set: a struct of arguments with one generic method.
 ///
@@ -182,9 +182,9 @@ pub unsafe trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// Where [`Simd::NATIVE_BF16`], a subnormal number may become a zero of its sign.
     fn pair_bf16(self, low: Self::F32, high: Self::F32) -> Self::F32;
 
-    /// From two vectors of `2 * LANES` bf16 each, as they lie in memory, the `2 * LANES` pairs of elements of the same
-    /// index, in order: pair `i` has element `i` of `a` in its low half and that of `b` in its high half.
-    fn interleave_bf16(self, a: Self::F32, b: Self::F32) -> [Self::F32; 2];
+    /// From two vectors of `2 * LANES` words of 16 bits each, as they lie in memory, the `2 * LANES` pairs of words of the
+    /// same index, in order: pair `i` has word `i` of `a` in its low half and that of `b` in its high half.
+    fn interleave(self, a: Self::F32, b: Self::F32) -> [Self::F32; 2];
 
     /// Per lane `acc + a.high * b.high + a.low * b.low`, for pairs of bf16: first the high halves, then the low ones, each
     /// by [`Simd::mul_add`].
@@ -198,6 +198,52 @@ pub unsafe trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
         // The order of vdpbf16ps.
         let acc = self.mul_add(self.high_bf16(a), self.high_bf16(b), acc);
         self.mul_add(self.low_bf16(a), self.low_bf16(b), acc)
+    }
+
+    /// `2 * LANES` signed bytes from `p` as i16, two in each lane, in order.
+    ///
+    /// # Safety
+    /// `p..p + 2 * LANES` is readable.
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const i8) -> Self::F32 {
+        // SAFETY: the caller's contract.
+        unsafe { words::load_first(self, p, 2 * Self::LANES) }
+    }
+
+    /// The first `n <= 2 * LANES` signed bytes from `p` as [`Simd::load_words`] gives them, and zero in place of the others;
+    /// memory past them is not touched.
+    ///
+    /// # Safety
+    /// `p..p + n` is readable.
+    #[inline(always)]
+    unsafe fn load_first_words(self, p: *const i8, n: usize) -> Self::F32 {
+        // SAFETY: the caller's contract.
+        unsafe { words::load_first(self, p, n) }
+    }
+
+    /// Both rounded to the nearest integer, ties to even, as pairs of i16: `low` in the low half of each lane, `high` in the
+    /// high half. NaN becomes zero; what i16 cannot hold becomes any number.
+    #[inline(always)]
+    fn pair_i16(self, low: Self::F32, high: Self::F32) -> Self::F32 {
+        words::pair(self, low, high)
+    }
+
+    /// Per lane `acc + a.low * b.low + a.high * b.high`, for pairs of i16 and sums of i32, which wrap around.
+    #[inline(always)]
+    fn dot_i16(self, acc: Self::F32, a: Self::F32, b: Self::F32) -> Self::F32 {
+        words::dot(self, acc, a, b)
+    }
+
+    /// What [`Simd::lane_sums`] does, for lanes of i32, whose sums wrap around.
+    #[inline(always)]
+    fn lane_sums_i32<const N: usize>(self, x: [Self::F32; N]) -> Self::F32 {
+        words::lane_sums(self, x)
+    }
+
+    /// Lanes of i32 as f32, rounded to the nearest, ties to even.
+    #[inline(always)]
+    fn float_i32(self, x: Self::F32) -> Self::F32 {
+        words::widen(self, x)
     }
 
     /// Lane `i` is the sum over the lanes of `x[i]`; `N` is `LANES`.

@@ -38,7 +38,7 @@ macro_rules! over_vectors {
 
 over_vectors! { fn split(s, a, _b, _c) { [s.low_bf16(a), s.high_bf16(a)] } }
 over_vectors! { fn pair(s, a, b, _c) { [s.pair_bf16(a, b), s.pair_bf16(b, a)] } }
-over_vectors! { fn weave(s, a, b, _c) { s.interleave_bf16(a, b) } }
+over_vectors! { fn weave(s, a, b, _c) { s.interleave(a, b) } }
 over_vectors! { fn dot(s, acc, a, b) { [s.dot_bf16(acc, a, b), s.dot_bf16(acc, b, a)] } }
 
 /// What the constants of a token's type are.

@@ -5,27 +5,30 @@ mod common;
 use common::{MAX_LANES, Random, Token, tokens};
 use regard_simd::{Level, Op, Simd};
 
-/// Sums the lanes of `N` vectors.
+/// Sums the lanes of `N` vectors, as f32 and as i32.
 struct Sums<'a, const N: usize>(&'a [[f32; MAX_LANES]; MAX_LANES]);
 
 impl<const N: usize> Op for Sums<'_, N> {
-    type Output = Vec<f32>;
+    type Output = [Vec<f32>; 2];
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Vec<f32> {
+    fn run<S: Simd>(self, s: S) -> [Vec<f32>; 2] {
         let mut vectors = [s.zero(); N];
         for (vector, lanes) in vectors.iter_mut().zip(self.0) {
             // SAFETY: no level has more lanes.
             *vector = unsafe { s.load(lanes.as_ptr()) };
         }
-        let mut sums = vec![f32::NAN; N];
+        let mut sums = [vec![f32::NAN; N], vec![f32::NAN; N]];
         // SAFETY: `N` is the number of lanes, or else `lane_sums` does not compile.
-        unsafe { s.store(sums.as_mut_ptr(), s.lane_sums(vectors)) };
+        unsafe {
+            s.store(sums[0].as_mut_ptr(), s.lane_sums(vectors));
+            s.store(sums[1].as_mut_ptr(), s.lane_sums_i32(vectors));
+        }
         sums
     }
 }
 
 /// The number of vectors is a constant, which dispatch does not give.
-fn lane_sums(token: Token, rows: &[[f32; MAX_LANES]; MAX_LANES]) -> Vec<f32> {
+fn lane_sums(token: Token, rows: &[[f32; MAX_LANES]; MAX_LANES]) -> [Vec<f32>; 2] {
     match token {
         Token::Level(Level::Portable(token)) => token.vectorize(Sums::<8>(rows)),
         #[cfg(target_arch = "x86_64")]
@@ -34,6 +37,8 @@ fn lane_sums(token: Token, rows: &[[f32; MAX_LANES]; MAX_LANES]) -> Vec<f32> {
         Token::Level(Level::Avx512(token)) => token.vectorize(Sums::<16>(rows)),
         #[cfg(target_arch = "x86_64")]
         Token::Avx512Bf16(token) => token.vectorize(Sums::<16>(rows)),
+        #[cfg(target_arch = "x86_64")]
+        Token::Avx512Vnni(token) => token.vectorize(Sums::<16>(rows)),
         #[cfg(target_arch = "aarch64")]
         Token::Level(Level::Neon(token)) => token.vectorize(Sums::<4>(rows)),
         #[cfg(target_arch = "aarch64")]
@@ -62,7 +67,7 @@ fn every_sum_is_the_same_tree() {
             std::array::from_fn(|_| (random.fraction() - 0.5) * f32::from(1_u16 << (random.bits() % 16)))
         });
         for &token in tokens() {
-            let sums = lane_sums(token, &rows);
+            let [sums, _] = lane_sums(token, &rows);
             assert_eq!(sums.len(), token.isa().lanes());
             for (i, sum) in sums.iter().enumerate() {
                 let expected = tree(&rows[i][..sums.len()]);
@@ -71,6 +76,23 @@ fn every_sum_is_the_same_tree() {
                     expected.to_bits(),
                     "{token}, round {round}, vector {i}: {sum}, not {expected}"
                 );
+            }
+        }
+    }
+}
+
+#[test]
+fn integers_wrap_around() {
+    let mut random = Random(13);
+    for _ in 0..if cfg!(miri) { 4 } else { 1000 } {
+        let rows: [[i32; MAX_LANES]; MAX_LANES] =
+            std::array::from_fn(|_| std::array::from_fn(|_| random.bits() as i32 >> (random.bits() % 32)));
+        let bits = rows.map(|row| row.map(|x| f32::from_bits(x as u32)));
+        for &token in tokens() {
+            let [_, sums] = lane_sums(token, &bits);
+            for (i, sum) in sums.iter().enumerate() {
+                let expected = rows[i][..sums.len()].iter().fold(0_i32, |sum, x| sum.wrapping_add(*x));
+                assert_eq!(sum.to_bits() as i32, expected, "{token}, vector {i}");
             }
         }
     }
@@ -122,7 +144,7 @@ fn every_lane_counts_once() {
             row[lane] = (i + 1) as f32;
         }
         for &token in tokens() {
-            let sums = lane_sums(token, &rows);
+            let [sums, _] = lane_sums(token, &rows);
             let expected: Vec<f32> = (1..=sums.len()).map(|i| if lane < sums.len() { i as f32 } else { 0.0 }).collect();
             assert_eq!(sums, expected, "{token}, lane {lane}");
         }

@@ -78,6 +78,9 @@ pub(crate) struct ProblemArgs {
     /// Widen bf16 to f32, and use no instructions that multiply it
     #[arg(long, help_heading = "Execution")]
     pub(crate) no_native_half: bool,
+    /// Widen int8 to f32, and use no instructions that multiply integers
+    #[arg(long, help_heading = "Execution")]
+    pub(crate) no_native_int8: bool,
     /// Compute at this instruction-set level: portable, avx2, avx512 or neon [default: REGARD_ISA, or the best here]
     #[arg(long, value_name = "NAME", help_heading = "Execution")]
     pub(crate) isa: Option<String>,
@@ -186,7 +189,8 @@ impl ProblemArgs {
     /// Whether the level is available and numbers are in range is for `Problem::new` to say.
     pub(crate) fn attention(&self) -> Result<Attention<'static>, CliError> {
         let mut attention = Attention::new(self.weighting()?).count(self.n);
-        attention = attention.split(self.split).native_half(!self.no_native_half);
+        attention = attention.split(self.split);
+        attention = attention.native_half(!self.no_native_half).native_int8(!self.no_native_int8);
         if let Some(isa) = self.isa()? {
             attention = attention.isa(isa);
         }

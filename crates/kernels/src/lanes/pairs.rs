@@ -220,7 +220,7 @@ impl Op for Interleave<'_> {
                         Some(odd) => s.load(odd.add(c).cast()),
                         None => s.zero(),
                     };
-                    let [first, second] = s.interleave_bf16(s.load(even.add(c).cast()), b);
+                    let [first, second] = s.interleave(s.load(even.add(c).cast()), b);
                     s.store(to.add(c), first);
                     s.store(to.add(c + S::LANES), second);
                 }
@@ -230,7 +230,7 @@ impl Op for Interleave<'_> {
                     if let Some(odd) = odd {
                         b.0.as_mut_ptr().copy_from_nonoverlapping(odd.add(whole), rest);
                     }
-                    let [first, second] = s.interleave_bf16(s.load(a.0.as_ptr().cast()), s.load(b.0.as_ptr().cast()));
+                    let [first, second] = s.interleave(s.load(a.0.as_ptr().cast()), s.load(b.0.as_ptr().cast()));
                     s.store_first(to.add(whole), first, rest.min(S::LANES));
                     s.store_first(to.add(whole + S::LANES), second, rest.saturating_sub(S::LANES));
                 }

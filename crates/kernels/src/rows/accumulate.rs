@@ -29,6 +29,8 @@ pub(crate) struct AccumulateArgs<E> {
     pub(super) block_sums: *mut f32,
     /// In the same order: the sums of all blocks so far.
     pub(super) sums: *mut f32,
+    /// `[row]`: what `1` is worth in the weights of each row.
+    pub(super) quanta: *const f32,
     /// Factor of `sums` per row; null for 1.
     pub(super) alpha: *const f32,
     /// Whether the run is the first, and the last, of its block.

@@ -1,10 +1,10 @@
-//! Both products of a few query rows and one run of keys as dot products of pairs of bf16.
+//! Both products of a few query rows and one run of keys as dot products of pairs: scores of bf16, and values of any pairs.
 //!
-//! Half as many multiplications make the sums over lanes twice as dear. So here a vector holds several rows (four, at 16
+//! Half as many multiplications make the sums over lanes twice as dear. So here, for scores, a vector holds several rows (four, at 16
 //! lanes) with four pairs of columns each, against four pairs of a key in each group of four lanes: sums go over four lanes
 //! and not over all.
 
-use regard_simd::{Op, Simd, bf16};
+use regard_simd::{Element, Op, Simd, bf16};
 
 use super::accumulate::AccumulateArgs;
 use super::scores::ScoreArgs;
@@ -109,13 +109,31 @@ impl<const R: usize, const G: usize, const L: usize> ScoreDots<R, G, L> {
     }
 }
 
-/// What [`super::accumulate::Accumulate`] does, with weights in pairs as [`super::form::PairWeights`] makes them, and sums in the
-/// order of columns. Runs start at even places.
-pub(super) struct AccumulateDots<const R: usize, const G: usize, const C: usize, const L: usize>(
-    pub(super) AccumulateArgs<bf16>,
+/// Elements whose products are taken two at a time.
+pub(crate) trait Pairs: 'static {
+    /// The element type of values.
+    type Element: Element;
+
+    /// The first `len` elements of `2 * LANES`, each in 16 bits, as they lie in memory; the others are zero.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load<S: Simd>(s: S, p: *const Self::Element, len: usize) -> S::F32;
+
+    /// `acc` and the products of the two elements of each lane.
+    fn dot<S: Simd>(s: S, acc: S::F32, a: S::F32, b: S::F32) -> S::F32;
+
+    /// What dot products from zero on add up to, if `1` in the weights is worth `quantum`.
+    fn total<S: Simd>(s: S, acc: S::F32, quantum: S::F32) -> S::F32;
+}
+
+/// What [`super::accumulate::Accumulate`] does, with weights in pairs as [`super::form::Form::prepare`] makes them, and sums in
+/// the order of columns. Runs start at even places.
+pub(super) struct AccumulateDots<P: Pairs, const R: usize, const G: usize, const C: usize, const L: usize>(
+    pub(super) AccumulateArgs<P::Element>,
 );
 
-impl<const R: usize, const G: usize, const C: usize, const L: usize> Op for AccumulateDots<R, G, C, L> {
+impl<P: Pairs, const R: usize, const G: usize, const C: usize, const L: usize> Op for AccumulateDots<P, R, G, C, L> {
     type Output = ();
 
     #[inline(always)]
@@ -133,7 +151,7 @@ impl<const R: usize, const G: usize, const C: usize, const L: usize> Op for Accu
     }
 }
 
-impl<const R: usize, const G: usize, const C: usize, const L: usize> AccumulateDots<R, G, C, L> {
+impl<P: Pairs, const R: usize, const G: usize, const C: usize, const L: usize> AccumulateDots<P, R, G, C, L> {
     /// `N` units from column `c` on, of `len` columns each.
     #[inline(always)]
     fn tile<S: Simd, const N: usize>(&self, s: S, c: usize, len: usize) {
@@ -150,14 +168,11 @@ impl<const R: usize, const G: usize, const C: usize, const L: usize> AccumulateD
                     }
                 }
             }
-            let mut v = args.v.add(c);
-            for pair in 0..args.keys / 2 {
-                self.pair::<S, N>(s, args.first + 2 * pair, [v, v.wrapping_add(args.v_stride)], len, &mut acc);
-                v = v.wrapping_add(2 * args.v_stride);
-            }
-            if !args.keys.is_multiple_of(2) {
-                // The weight of what would be next is zero.
-                self.pair::<S, N>(s, args.first + args.keys - 1, [v, std::ptr::null()], len, &mut acc);
+            let v = args.v.add(c);
+            if args.visible.is_null() {
+                self.keys::<S, N>(s, v, len, &mut acc);
+            } else {
+                self.seen_keys::<S, N>(s, v, len, &mut acc);
             }
             if !args.ends[1] {
                 for unit in 0..N {
@@ -171,60 +186,111 @@ impl<const R: usize, const G: usize, const C: usize, const L: usize> AccumulateD
             }
             for r in 0..R {
                 let alpha = s.splat(if args.alpha.is_null() { 1.0 } else { *args.alpha.add(r) });
+                let quantum = s.splat(*args.quanta.add(r));
                 for unit in 0..N {
-                    let sums = args.sums.add(c * R + (unit * R + r) * 2 * L);
-                    s.store(sums, s.mul_add(s.load(sums), alpha, acc[unit][r][0]));
-                    s.store(sums.add(L), s.mul_add(s.load(sums.add(L)), alpha, acc[unit][r][1]));
+                    for half in 0..2 {
+                        let sums = args.sums.add(c * R + (unit * R + r) * 2 * L + half * L);
+                        let total = P::total(s, acc[unit][r][half], quantum);
+                        s.store(sums, s.mul_add(s.load(sums), alpha, total));
+                    }
                 }
             }
         }
     }
 
-    /// The keys at `place` and after it, whose values start at `v`; the second one may be absent.
+    /// All keys of the run.
     ///
     /// # Safety
-    /// The keys exist in `weights`, and `N` units of `len` columns from each of `v` on.
+    /// `N` units of `len` columns exist from `v` on.
     #[inline(always)]
-    unsafe fn pair<S: Simd, const N: usize>(
+    unsafe fn keys<S: Simd, const N: usize>(
         &self,
         s: S,
-        place: usize,
-        v: [*const bf16; 2],
+        mut v: *const P::Element,
         len: usize,
         acc: &mut [[[S::F32; 2]; R]; N],
     ) {
         let args = &self.0;
-        // SAFETY: the caller's contract; `visible` has a word for each step.
+        let ahead = args.ahead;
+        // SAFETY: the caller's contract.
         unsafe {
-            let lane = place % G * (L / G);
-            let weights = args.weights.add(place / G * L + lane);
-            let mut weight = [s.zero(); R];
-            for r in 0..R {
-                weight[r] = s.splat(*weights.add(r));
-            }
-            for unit in 0..N {
-                let mut rows = [s.zero(); 2];
-                for (i, v) in v.into_iter().enumerate() {
-                    if !v.is_null() {
-                        s.prefetch_far(v.wrapping_add(unit * 2 * L + args.ahead).cast());
-                        rows[i] = load(s, v.add(unit * 2 * L), len);
+            let mut place = args.first;
+            for _ in 0..args.keys / 2 {
+                let weight = self.weights(s, place);
+                for unit in 0..N {
+                    let v = v.add(unit * 2 * L);
+                    if (unit * 2 * L).is_multiple_of(P::Element::PER_LINE) {
+                        s.prefetch_far(v.wrapping_add(ahead).cast());
+                        s.prefetch_far(v.wrapping_add(args.v_stride + ahead).cast());
+                    }
+                    let values = s.interleave(P::load(s, v, len), P::load(s, v.add(args.v_stride), len));
+                    for r in 0..R {
+                        acc[unit][r][0] = P::dot(s, acc[unit][r][0], values[0], weight[r]);
+                        acc[unit][r][1] = P::dot(s, acc[unit][r][1], values[1], weight[r]);
                     }
                 }
-                let values = s.interleave_bf16(rows[0], rows[1]);
-                for r in 0..R {
-                    let values = if args.visible.is_null() {
-                        values
-                    } else {
-                        // Values of keys that the row does not see may be NaN or Inf, whose product with a weight of zero is
-                        // not zero.
-                        let bits = *args.visible.add(place / G) >> (lane + r);
-                        let seen = [bits & 1 == 1, bits >> (L / G) & 1 == 1];
-                        let first = if seen[0] { rows[0] } else { s.zero() };
-                        let second = if seen[1] { rows[1] } else { s.zero() };
-                        s.interleave_bf16(first, second)
-                    };
-                    acc[unit][r][0] = s.dot_bf16(acc[unit][r][0], values[0], weight[r]);
-                    acc[unit][r][1] = s.dot_bf16(acc[unit][r][1], values[1], weight[r]);
+                v = v.wrapping_add(2 * args.v_stride);
+                place += 2;
+            }
+            if !args.keys.is_multiple_of(2) {
+                // The weight of what would be next is zero.
+                let weight = self.weights(s, place);
+                for unit in 0..N {
+                    let values = s.interleave(P::load(s, v.add(unit * 2 * L), len), s.zero());
+                    for r in 0..R {
+                        acc[unit][r][0] = P::dot(s, acc[unit][r][0], values[0], weight[r]);
+                        acc[unit][r][1] = P::dot(s, acc[unit][r][1], values[1], weight[r]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The pair of weights of each row, of the key at `place` of the block and the next.
+    ///
+    /// # Safety
+    /// The key exists in `weights`.
+    #[inline(always)]
+    unsafe fn weights<S: Simd>(&self, s: S, place: usize) -> [S::F32; R] {
+        let mut weight = [s.zero(); R];
+        for r in 0..R {
+            // SAFETY: the caller's contract.
+            weight[r] = s.splat(unsafe { *self.0.weights.add(place / G * L + place % G * (L / G) + r) });
+        }
+        weight
+    }
+
+    /// The same without values of keys that a row does not see: these may be NaN or Inf, whose product with a weight of zero is
+    /// not zero.
+    ///
+    /// # Safety
+    /// As for [`Self::keys`].
+    #[inline(always)]
+    unsafe fn seen_keys<S: Simd, const N: usize>(
+        &self,
+        s: S,
+        v: *const P::Element,
+        len: usize,
+        acc: &mut [[[S::F32; 2]; R]; N],
+    ) {
+        let args = &self.0;
+        for key in (0..args.keys).step_by(2) {
+            let place = args.first + key;
+            // SAFETY: the caller's contract; `visible` has a word for each step.
+            unsafe {
+                let weight = self.weights(s, place);
+                let bits = *args.visible.add(place / G) >> (place % G * (L / G));
+                for unit in 0..N {
+                    let v = v.add(key * args.v_stride + unit * 2 * L);
+                    let first = P::load(s, v, len);
+                    let second = if key + 1 < args.keys { P::load(s, v.add(args.v_stride), len) } else { s.zero() };
+                    for r in 0..R {
+                        let even = if bits >> r & 1 == 1 { first } else { s.zero() };
+                        let odd = if bits >> (r + L / G) & 1 == 1 { second } else { s.zero() };
+                        let values = s.interleave(even, odd);
+                        acc[unit][r][0] = P::dot(s, acc[unit][r][0], values[0], weight[r]);
+                        acc[unit][r][1] = P::dot(s, acc[unit][r][1], values[1], weight[r]);
+                    }
                 }
             }
         }
@@ -236,7 +302,7 @@ impl<const R: usize, const G: usize, const C: usize, const L: usize> AccumulateD
 /// # Safety
 /// They are readable.
 #[inline(always)]
-unsafe fn load<S: Simd>(s: S, p: *const bf16, len: usize) -> S::F32 {
+pub(super) unsafe fn load<S: Simd>(s: S, p: *const bf16, len: usize) -> S::F32 {
     if len == 2 * S::LANES {
         // SAFETY: the caller's contract: LANES pairs of two bytes each are LANES f32 as bits.
         return unsafe { s.load(p.cast()) };

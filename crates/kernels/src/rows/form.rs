@@ -1,32 +1,37 @@
-//! What the arithmetic of a rows kernel works on: elements widened to f32, or pairs of bf16.
+//! What the arithmetic of a rows kernel works on: elements widened to f32, pairs of bf16, or (in `fixed`) pairs of integers.
 
 use std::marker::PhantomData;
 
 use regard_simd::{Element, Op, Simd, bf16};
 
 use super::accumulate::{Accumulate, AccumulateArgs};
-use super::dots::{AccumulateDots, ScoreDots, query_place};
-use super::scores::{ScoreArgs, Scores};
+use super::dots::{self, AccumulateDots, Pairs, ScoreDots, query_place};
+use super::scores::{self, Product, ScoreArgs, Scores};
 
 /// A form of K and V in registers, with the products that go with it: `R` rows, `G` keys of a step, `L` lanes.
 pub(crate) trait Form: 'static {
     /// The element type of K and V.
     type Element: Element;
 
-    /// Whether the weights of two keys are multiplied at once: [`PairWeights`] goes before [`Form::accumulate`].
-    const PAIRS: bool;
+    /// What `1` is to be worth in a packed query of these elements.
+    fn quantum(_query: impl ExactSizeIterator<Item = f32>) -> f32 {
+        1.0
+    }
 
-    /// Writes element `c` of query row `r` of `rows` to where [`Form::scores`] looks for it.
+    /// Writes element `c` of query row `r` of `rows` to where [`Form::scores`] looks for it. `place` is `[r, c, rows, lanes]`.
     ///
     /// # Safety
     /// `to` has room for the packed queries.
-    unsafe fn put_query(to: *mut f32, rows: usize, r: usize, c: usize, lanes: usize, value: f32);
+    unsafe fn put_query(to: *mut f32, place: [usize; 4], value: f32, quantum: f32);
 
     /// The score product, `K` keys at a time.
     fn scores<S: Simd, const R: usize, const G: usize, const K: usize, const L: usize>(
         s: S,
         args: ScoreArgs<Self::Element>,
     );
+
+    /// Rewrites the weights of a block as [`Form::accumulate`] takes them.
+    fn prepare<S: Simd>(s: S, weights: Weights);
 
     /// The value product, `C` units of columns at a time.
     fn accumulate<S: Simd, const R: usize, const G: usize, const C: usize, const L: usize>(
@@ -38,15 +43,54 @@ pub(crate) trait Form: 'static {
     fn place(i: usize, lanes: usize) -> usize;
 }
 
+/// The weights of a block on their way to V.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Weights {
+    /// `[step][LANES]`, and a vector more that may hold anything.
+    pub(super) weights: *mut f32,
+    /// Scales of values, `[step][LANES]`; null for none.
+    pub(super) scales: *const f32,
+    /// `[step]`: one bit for each lane that sees its key.
+    pub(super) visible: *const u64,
+    /// `[LANES]`: what `1` is worth in the rewritten weights of each lane. Holds 1.
+    pub(super) quanta: *mut f32,
+    pub(super) steps: usize,
+    pub(super) lanes: usize,
+    /// Lanes from a key to the next.
+    pub(super) row_lanes: usize,
+    /// The most keys of a block.
+    pub(super) key_block: usize,
+}
+
 /// Elements widened to f32, in the order of [`Element::load_pair`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Widened<E>(PhantomData<E>);
 
+impl<E: Element> Product for Widened<E> {
+    type Element = E;
+    const LANE_COLUMNS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const E, len: usize) -> [S::F32; 2] {
+        // SAFETY: the caller's contract.
+        unsafe { scores::load(s, p, len) }
+    }
+
+    #[inline(always)]
+    fn mul_add<S: Simd>(s: S, a: S::F32, b: S::F32, acc: S::F32) -> S::F32 {
+        s.mul_add(a, b, acc)
+    }
+
+    #[inline(always)]
+    unsafe fn total<S: Simd, const N: usize>(s: S, parts: [S::F32; N], _quanta: *const f32) -> S::F32 {
+        s.lane_sums(parts)
+    }
+}
+
 impl<E: Element> Form for Widened<E> {
     type Element = E;
-    const PAIRS: bool = false;
 
-    unsafe fn put_query(to: *mut f32, rows: usize, r: usize, c: usize, lanes: usize, value: f32) {
+    unsafe fn put_query(to: *mut f32, [r, c, rows, lanes]: [usize; 4], value: f32, _quantum: f32) {
         let width = 2 * lanes;
         let place = (c / width * rows + r) * width + E::place(c % width, lanes);
         // SAFETY: the caller's contract.
@@ -55,7 +99,14 @@ impl<E: Element> Form for Widened<E> {
 
     #[inline(always)]
     fn scores<S: Simd, const R: usize, const G: usize, const K: usize, const L: usize>(s: S, args: ScoreArgs<E>) {
-        s.vectorize(Scores::<E, R, G, K, L>(args));
+        s.vectorize(Scores::<Self, R, G, K, L>(args));
+    }
+
+    #[inline(always)]
+    fn prepare<S: Simd>(s: S, weights: Weights) {
+        if !weights.scales.is_null() {
+            s.vectorize(ScaleWeights(weights));
+        }
     }
 
     #[inline(always)]
@@ -72,15 +123,33 @@ impl<E: Element> Form for Widened<E> {
 }
 
 /// Pairs of bf16, multiplied and added pair by pair.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of other levels is of pairs"))]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dots;
 
+impl Pairs for Dots {
+    type Element = bf16;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const bf16, len: usize) -> S::F32 {
+        // SAFETY: the caller's contract.
+        unsafe { dots::load(s, p, len) }
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd>(s: S, acc: S::F32, a: S::F32, b: S::F32) -> S::F32 {
+        s.dot_bf16(acc, a, b)
+    }
+
+    #[inline(always)]
+    fn total<S: Simd>(_: S, acc: S::F32, _quantum: S::F32) -> S::F32 {
+        acc
+    }
+}
+
 impl Form for Dots {
     type Element = bf16;
-    const PAIRS: bool = true;
 
-    unsafe fn put_query(to: *mut f32, rows: usize, r: usize, c: usize, lanes: usize, value: f32) {
+    unsafe fn put_query(to: *mut f32, [r, c, rows, lanes]: [usize; 4], value: f32, _quantum: f32) {
         let (word, half) = query_place(rows, r, c, lanes);
         // SAFETY: the caller's contract.
         unsafe { *to.add(word).cast::<bf16>().add(half) = bf16::narrow(value) };
@@ -92,11 +161,16 @@ impl Form for Dots {
     }
 
     #[inline(always)]
+    fn prepare<S: Simd>(s: S, weights: Weights) {
+        s.vectorize(PairWeights(weights));
+    }
+
+    #[inline(always)]
     fn accumulate<S: Simd, const R: usize, const G: usize, const C: usize, const L: usize>(
         s: S,
         args: AccumulateArgs<bf16>,
     ) {
-        s.vectorize(AccumulateDots::<R, G, C, L>(args));
+        s.vectorize(AccumulateDots::<Self, R, G, C, L>(args));
     }
 
     fn place(i: usize, _lanes: usize) -> usize {
@@ -105,24 +179,38 @@ impl Form for Dots {
 }
 
 /// Rounds weights to bf16: a lane of an even key of a step then holds the pair of its weight and that of the next key.
-pub(super) struct PairWeights {
-    /// `[step][LANES]`, and a vector more that may hold anything.
-    pub(super) weights: *mut f32,
-    pub(super) steps: usize,
-    /// Lanes from a key to the next.
-    pub(super) row_lanes: usize,
-}
+struct PairWeights(Weights);
 
 impl Op for PairWeights {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for step in 0..self.steps {
+        let Weights { weights, steps, row_lanes, .. } = self.0;
+        for step in 0..steps {
             // SAFETY: there is a vector for each step, and one more.
             unsafe {
-                let p = self.weights.add(step * S::LANES);
-                s.store(p, s.pair_bf16(s.load(p), s.load(p.add(self.row_lanes))));
+                let p = weights.add(step * S::LANES);
+                s.store(p, s.pair_bf16(s.load(p), s.load(p.add(row_lanes))));
+            }
+        }
+    }
+}
+
+/// Multiplies weights with the scales of values.
+struct ScaleWeights(Weights);
+
+impl Op for ScaleWeights {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Weights { weights, scales, steps, .. } = self.0;
+        for step in 0..steps {
+            // SAFETY: both have a vector for each step.
+            unsafe {
+                let p = weights.add(step * S::LANES);
+                s.store(p, s.mul(s.load(p), s.load(scales.add(step * S::LANES))));
             }
         }
     }

@@ -23,9 +23,10 @@
 
 mod accumulate;
 pub(crate) mod args;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of other levels is of pairs"))]
 mod dots;
 mod finish;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of other levels is of integers"))]
+mod fixed;
 pub(crate) mod form;
 mod pieces;
 mod scores;
@@ -40,11 +41,11 @@ use regard_simd::{Element, Op, Simd, bf16, f16};
 
 use self::accumulate::AccumulateArgs;
 use self::args::{QueryRow, Unit};
-use self::form::{Form, PairWeights};
+use self::form::{Form, Weights};
 use self::pieces::Pieces;
 use self::scores::ScoreArgs;
 use self::scratch::Layout;
-use self::terms::{ScaleWeights, Spread, Terms};
+use self::terms::{Spread, Terms};
 use self::tiles::Tiles;
 use crate::lanes::Segment;
 use crate::source::Source;
@@ -87,6 +88,8 @@ struct Group<'a> {
     shift: *mut f32,
     max: *mut f32,
     alpha: *mut f32,
+    query_quanta: *mut f32,
+    weight_quanta: *mut f32,
 }
 
 /// Keys of one block that some row sees.
@@ -173,6 +176,8 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
             shift: at(layout.shift),
             max: at(layout.max),
             alpha: at(layout.alpha),
+            query_quanta: at(layout.query_quanta),
+            weight_quanta: at(layout.weight_quanta),
         }
     }
 
@@ -226,13 +231,22 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
         let unit = self.unit;
         let sign = if unit.turned() { -1.0 } else { 1.0 };
         let rows = group.rows.len();
-        // SAFETY: the layout has room for the queries of a group, and rows have `d` elements.
+        let row_lanes = T::LANES / group.step_keys;
+        // SAFETY: the layout has room for the queries of a group and for vectors of quanta, and rows have `d` elements.
         unsafe {
             group.queries.write_bytes(0, scratch::query_len(rows, unit.d, T::LANES));
+            for lane in 0..T::LANES {
+                *group.query_quanta.add(lane) = 1.0;
+                *group.weight_quanta.add(lane) = 1.0;
+            }
             for (r, row) in group.rows.iter().enumerate() {
-                let q: *const Q = row.q.cast();
+                let q = row.q.cast::<Q>();
+                let quantum = F::quantum((0..unit.d).map(|c| (*q.add(c)).widen()));
                 for c in 0..unit.d {
-                    F::put_query(group.queries, rows, r, c, T::LANES, sign * (*q.add(c)).widen());
+                    F::put_query(group.queries, [r, c, rows, T::LANES], sign * (*q.add(c)).widen(), quantum);
+                }
+                for g in 0..group.step_keys {
+                    *group.query_quanta.add(g * row_lanes + r) = quantum;
                 }
             }
         }
@@ -311,6 +325,7 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
                 group.rows.len(),
                 ScoreArgs {
                     q: group.queries,
+                    quanta: group.query_quanta,
                     k: piece.data.cast(),
                     k_stride: piece.row_bytes / size_of::<F::Element>(),
                     keys: piece.rows,
@@ -406,15 +421,19 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
         let Weighed::Weights { rescale } = weighed else { return };
         let unit = self.unit;
         let scales = self.spread(s, &unit.v, group, keys, self.layout.v_scales);
-        if !scales.is_null() {
-            let steps = keys.keys.div_ceil(group.step_keys);
-            s.vectorize(ScaleWeights { weights: group.scores, scales, steps });
-        }
-        if F::PAIRS {
-            let steps = keys.keys.div_ceil(group.step_keys);
-            let row_lanes = T::LANES / group.step_keys;
-            s.vectorize(PairWeights { weights: group.scores, steps, row_lanes });
-        }
+        F::prepare(
+            s,
+            Weights {
+                weights: group.scores,
+                scales,
+                visible: group.visible,
+                quanta: group.weight_quanta,
+                steps: keys.keys.div_ceil(group.step_keys),
+                lanes: T::LANES,
+                row_lanes: T::LANES / group.step_keys,
+                key_block: unit.key_block,
+            },
+        );
         // Values that are passed over again come from the second level then: the next block is asked for in time.
         let again = T::passes_again(group.rows.len(), unit.d_v);
         let ahead = if again {
@@ -436,6 +455,7 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
                     d_v: unit.d_v,
                     block_sums: group.block_sums,
                     sums: group.sums,
+                    quanta: group.weight_quanta,
                     alpha: if rescale { group.alpha } else { std::ptr::null() },
                     ends: [piece.place == 0, piece.place + piece.rows == keys.keys],
                     visible: if careful { group.visible } else { std::ptr::null() },

@@ -2,22 +2,50 @@
 
 use regard_simd::{Element, Op, Simd};
 
+/// What is multiplied in lanes, and what products add up to.
+pub(crate) trait Product: 'static {
+    /// The element type of keys.
+    type Element: Element;
+
+    /// Columns of a unit for each lane: a unit is two vectors.
+    const LANE_COLUMNS: usize;
+
+    /// The first `len` columns of a unit, in the order of the packed queries; the others are zero.
+    ///
+    /// # Safety
+    /// They are readable.
+    unsafe fn load<S: Simd>(s: S, p: *const Self::Element, len: usize) -> [S::F32; 2];
+
+    /// `acc + a * b`
+    fn mul_add<S: Simd>(s: S, a: S::F32, b: S::F32, acc: S::F32) -> S::F32;
+
+    /// Lane `i` is the score whose lanes are `parts[i]`. Of packed queries, `1` in lane `i` is worth `quanta[i]`.
+    ///
+    /// # Safety
+    /// A vector of quanta is readable, if queries have any.
+    unsafe fn total<S: Simd, const N: usize>(s: S, parts: [S::F32; N], quanta: *const f32) -> S::F32;
+}
+
 /// Scores of `keys` keys against `R` rows: one vector for each step of `G` keys, in which lane `g * (L / G) + r` holds the
 /// score of the step's key `g` and row `r`.
 ///
-/// One score is `L` chains of multiply-adds, one for each lane, over the columns `lane`, `lane + L`, ... in ascending order, then
-/// one tree of additions: the same whatever `R`, `G`, `K`, and wherever the key stands. The sums of `L` pairs of key and row
+/// One score is `L` chains of multiply-adds, one for each lane, over the columns `lane`, `lane + L`, ... in ascending order (of
+/// integers: in any), then one tree of additions: the same whatever `R`, `G`, `K`, and wherever the key stands. The sums of `L` pairs of key and row
 /// are taken together, lane by lane, so that a score costs two or three shuffles and additions and no reduction of its own.
 ///
 /// `K` keys at a time share the loads of query vectors, and all rows those of a key, which is widened once. More keys than
 /// registers ask for do harm: memory is read best in few streams.
-pub(super) struct Scores<E, const R: usize, const G: usize, const K: usize, const L: usize>(pub(super) ScoreArgs<E>);
+pub(super) struct Scores<P: Product, const R: usize, const G: usize, const K: usize, const L: usize>(
+    pub(super) ScoreArgs<P::Element>,
+);
 
 /// The arguments of [`Scores`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ScoreArgs<E> {
-    /// `[unit][row][2 * L]`: a unit is `2 * L` columns in the order of [`Element::load_pair`], zero past `d`.
+    /// `[unit][row][2 * L]`: the columns of a unit in the order of [`Product::load`], zero past `d`.
     pub(super) q: *const f32,
+    /// `[L]`: what `1` is worth in the packed query of each lane's row.
+    pub(super) quanta: *const f32,
     pub(super) k: *const E,
     /// Elements from one key to the next.
     pub(super) k_stride: usize,
@@ -29,7 +57,7 @@ pub(crate) struct ScoreArgs<E> {
     pub(super) ahead: usize,
 }
 
-impl<E: Element, const R: usize, const G: usize, const K: usize, const L: usize> Op for Scores<E, R, G, K, L> {
+impl<P: Product, const R: usize, const G: usize, const K: usize, const L: usize> Op for Scores<P, R, G, K, L> {
     type Output = ();
 
     #[inline(always)]
@@ -44,7 +72,7 @@ impl<E: Element, const R: usize, const G: usize, const K: usize, const L: usize>
                 for g in (0..G).step_by(K) {
                     self.tile::<S, K>(s, key + g, g, &mut parts);
                 }
-                s.store(scores, s.lane_sums(parts));
+                s.store(scores, P::total(s, parts, self.0.quanta));
                 scores = scores.add(L);
                 key += G;
             }
@@ -53,13 +81,13 @@ impl<E: Element, const R: usize, const G: usize, const K: usize, const L: usize>
                 for g in 0..self.0.keys - key {
                     self.tile::<S, 1>(s, key + g, g, &mut parts);
                 }
-                s.store(scores, s.lane_sums(parts));
+                s.store(scores, P::total(s, parts, self.0.quanta));
             }
         }
     }
 }
 
-impl<E: Element, const R: usize, const G: usize, const K: usize, const L: usize> Scores<E, R, G, K, L> {
+impl<P: Product, const R: usize, const G: usize, const K: usize, const L: usize> Scores<P, R, G, K, L> {
     /// Whether queries stay in registers while keys pass, or keys while queries pass.
     const QUERIES_STAY: bool = R <= K;
 
@@ -74,18 +102,19 @@ impl<E: Element, const R: usize, const G: usize, const K: usize, const L: usize>
         unsafe {
             let mut k = self.0.k.add(key * self.0.k_stride);
             let mut q = self.0.q;
-            for _ in 0..self.0.d / (2 * L) {
+            let width = P::LANE_COLUMNS * L;
+            for _ in 0..self.0.d / width {
                 for i in 0..N {
-                    for line in 0..(2 * L).div_ceil(E::PER_LINE) {
-                        let line = line * E::PER_LINE;
+                    for line in 0..width.div_ceil(P::Element::PER_LINE) {
+                        let line = line * P::Element::PER_LINE;
                         s.prefetch_far(k.wrapping_add(i * self.0.k_stride + self.0.ahead + line).cast());
                     }
                 }
-                self.unit::<S, N>(s, k, q, 2 * L, &mut acc);
-                k = k.add(2 * L);
+                self.unit::<S, N>(s, k, q, width, &mut acc);
+                k = k.add(width);
                 q = q.add(R * 2 * L);
             }
-            let rest = self.0.d % (2 * L);
+            let rest = self.0.d % width;
             if rest > 0 {
                 self.unit::<S, N>(s, k, q, rest, &mut acc);
             }
@@ -97,7 +126,7 @@ impl<E: Element, const R: usize, const G: usize, const K: usize, const L: usize>
         }
     }
 
-    /// `len` columns, at most two vectors, of `N` keys.
+    /// `len` columns, at most a unit, of `N` keys.
     ///
     /// # Safety
     /// The columns exist in `q` and in the keys.
@@ -105,7 +134,7 @@ impl<E: Element, const R: usize, const G: usize, const K: usize, const L: usize>
     unsafe fn unit<S: Simd, const N: usize>(
         &self,
         s: S,
-        k: *const E,
+        k: *const P::Element,
         q: *const f32,
         len: usize,
         acc: &mut [[S::F32; R]; N],
@@ -120,23 +149,23 @@ impl<E: Element, const R: usize, const G: usize, const K: usize, const L: usize>
                     }
                 }
                 for i in 0..N {
-                    let key = load(s, k.add(i * self.0.k_stride), len);
+                    let key = P::load(s, k.add(i * self.0.k_stride), len);
                     for half in 0..2 {
                         for r in 0..R {
-                            acc[i][r] = s.mul_add(key[half], rows[r][half], acc[i][r]);
+                            acc[i][r] = P::mul_add(s, key[half], rows[r][half], acc[i][r]);
                         }
                     }
                 }
             } else {
                 let mut keys = [[s.zero(); 2]; N];
                 for i in 0..N {
-                    keys[i] = load(s, k.add(i * self.0.k_stride), len);
+                    keys[i] = P::load(s, k.add(i * self.0.k_stride), len);
                 }
                 for half in 0..2 {
                     for r in 0..R {
                         let row = s.load(q.add((r * 2 + half) * L));
                         for i in 0..N {
-                            acc[i][r] = s.mul_add(keys[i][half], row, acc[i][r]);
+                            acc[i][r] = P::mul_add(s, keys[i][half], row, acc[i][r]);
                         }
                     }
                 }

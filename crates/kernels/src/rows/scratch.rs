@@ -49,6 +49,8 @@ pub(crate) struct Layout {
     pub(crate) shift: usize,
     pub(crate) max: usize,
     pub(crate) alpha: usize,
+    pub(crate) query_quanta: usize,
+    pub(crate) weight_quanta: usize,
     /// f32 from a group to the next.
     pub(crate) group: usize,
     /// `[step][lanes]` each, and a vector; for one group at a time. Empty without scales.
@@ -88,6 +90,8 @@ impl Layout {
             shift: take([1, 1, lanes]),
             max: take([1, 1, lanes]),
             alpha: take([1, 1, lanes]),
+            query_quanta: take([1, 1, lanes]),
+            weight_quanta: take([1, 1, lanes]),
             group: 0,
             k_scales: 0,
             v_scales: 0,

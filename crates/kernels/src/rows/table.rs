@@ -6,6 +6,8 @@ use regard_simd::{Extension, Isa, Level, Simd, bf16, f16};
 
 use super::args::Unit;
 #[cfg(target_arch = "x86_64")]
+use super::fixed::Fixed;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::form::Dots;
 use super::form::{Form, Widened};
 use super::scratch::Layout;
@@ -20,7 +22,8 @@ pub struct RowsKernel {
     pub name: &'static str,
     /// The level that it is compiled for.
     pub isa: Isa,
-    /// The extension of the level that it needs: then weights are rounded to the element type.
+    /// The extension of the level that it needs: then weights are rounded to the element type, or to fixed point for int8, and so
+    /// are queries for int8.
     pub extension: Option<Extension>,
     /// The element type of K and V.
     pub dtype: Dtype,
@@ -72,14 +75,14 @@ macro_rules! kernels {
 
 /// The kernels of a level without extensions: the tiles of f32, and of what is to be widened.
 macro_rules! level {
-    ($(#[$meta:meta])* $list:ident, $token:ty, $isa:literal, $f32_tiles:ty, $tiles:ty $(, $more:tt)*) => {
+    ($(#[$meta:meta])* $list:ident, $token:ty, $isa:literal, $f32_tiles:ty, $tiles:ty $(, $more:tt)* $(,)?) => {
         kernels!(
             $(#[$meta])* $list, $isa:
             (F32, Widened<f32>, $token, $f32_tiles, "f32", None),
             (F16, Widened<f16>, $token, $tiles, "f16", None),
             (Bf16, Widened<bf16>, $token, $tiles, "bf16", None),
             (Int8, Widened<i8>, $token, $tiles, "int8", None),
-            $($more)*
+            $($more,)*
         );
     };
 }
@@ -102,7 +105,8 @@ level!(
     "avx512",
     tiles::WideStream,
     tiles::Wide,
-    (Bf16, Dots, regard_simd::Avx512Bf16, tiles::WideDots, "bf16_dots", Some(Extension::Bf16))
+    (Bf16, Dots, regard_simd::Avx512Bf16, tiles::WideDots, "bf16_dots", Some(Extension::Bf16)),
+    (Int8, Fixed, regard_simd::Avx512Vnni, tiles::WideFixed, "int8_dots", Some(Extension::Vnni))
 );
 
 level!(
@@ -113,6 +117,9 @@ level!(
     tiles::Narrow,
     tiles::Narrow
 );
+
+/// The most elements of a query for which kernels of int8 that need an extension have 12 bits of fixed point and a sign.
+pub const FIXED_COLUMNS: usize = 4096;
 
 /// The rows kernels of a level that this machine can run. The level's token proves that it has the level.
 pub fn rows_kernels(level: Level) -> impl Iterator<Item = &'static RowsKernel> {

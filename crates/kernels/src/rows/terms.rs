@@ -194,27 +194,3 @@ impl Op for Spread<'_> {
         }
     }
 }
-
-/// Multiplies the weights of a block with the scales of values.
-pub(super) struct ScaleWeights {
-    /// `[step][LANES]`
-    pub(super) weights: *mut f32,
-    /// `[step][LANES]`
-    pub(super) scales: *const f32,
-    pub(super) steps: usize,
-}
-
-impl Op for ScaleWeights {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for step in 0..self.steps {
-            // SAFETY: both have a vector for each step.
-            unsafe {
-                let p = self.weights.add(step * S::LANES);
-                s.store(p, s.mul(s.load(p), s.load(self.scales.add(step * S::LANES))));
-            }
-        }
-    }
-}

@@ -58,7 +58,7 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: &Class, setup: 
         key_block,
         query_block: shared_out(problem, query_block, kernel.tile.rows),
         copy: problem.has_hostile_strides(),
-        rows: rows_kernel(level, problem.kv_dtype(), problem.is_native_bf16()),
+        rows: rows_kernel(level, problem.kv_dtype(), problem.is_native_bf16() || problem.is_native_int8()),
         rows_key_block: rows_key_block(problem.kv_dtype()),
         rows_up_to: ROWS_UP_TO,
         split: problem.options.split,

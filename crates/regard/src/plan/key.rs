@@ -24,7 +24,7 @@ pub(super) struct Key {
     pub(super) most_keys: usize,
     pub(super) q_dtype: Dtype,
     pub(super) kv_dtype: Dtype,
-    /// Whether bf16 instructions may be used.
+    /// Whether instructions for bf16, or int8, may be used.
     pub(super) native: bool,
     pub(super) storage: Storage,
     pub(super) mixed: bool,
@@ -51,7 +51,7 @@ impl Key {
             most_keys,
             q_dtype: problem.q_dtype(),
             kv_dtype: problem.kv_dtype(),
-            native: problem.is_native_bf16(),
+            native: problem.is_native_bf16() || problem.is_native_int8(),
             storage: problem.storage,
             mixed: problem.mixed,
             isa,
@@ -115,7 +115,7 @@ impl fmt::Display for Key {
         }
         let ties = if *kind == Kind::TiedRows { " of all ties" } else { "" };
         write!(f, "{} weights{ties}, {} mask, {isa}", family.name(), mask.name())?;
-        if *q_dtype == Dtype::Bf16 && *kv_dtype == Dtype::Bf16 && !self.native {
+        if (*kv_dtype == Dtype::Int8 || [*q_dtype, *kv_dtype] == [Dtype::Bf16; 2]) && !self.native {
             f.write_str(", widened")?;
         }
         match split {

@@ -132,7 +132,7 @@ unsafe impl Simd for Neon {
         fn pair_bf16(low: float32x4_t, high: float32x4_t) -> float32x4_t {
             vreinterpretq_f32_u32(vsriq_n_u32::<16>(round_bf16(high), round_bf16(low)))
         }
-        fn interleave_bf16(a: float32x4_t, b: float32x4_t) -> [float32x4_t; 2] {
+        fn interleave(a: float32x4_t, b: float32x4_t) -> [float32x4_t; 2] {
             let (a, b) = (vreinterpretq_u16_f32(a), vreinterpretq_u16_f32(b));
             [vreinterpretq_f32_u16(vzip1q_u16(a, b)), vreinterpretq_f32_u16(vzip2q_u16(a, b))]
         }

@@ -135,7 +135,7 @@ unsafe impl Simd for Avx2 {
             let low = _mm256_srli_epi32::<16>(round_bf16(low));
             _mm256_castsi256_ps(_mm256_blend_epi16::<0b1010_1010>(low, round_bf16(high)))
         }
-        fn interleave_bf16(a: __m256, b: __m256) -> [__m256; 2] {
+        fn interleave(a: __m256, b: __m256) -> [__m256; 2] {
             let (a, b) = (_mm256_castps_si256(a), _mm256_castps_si256(b));
             // Within the 128-bit halves, then the halves.
             let (low, high) = (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b));

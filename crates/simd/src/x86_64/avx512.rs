@@ -124,7 +124,7 @@ unsafe impl Simd for Avx512 {
             let low = _mm512_srli_epi32::<16>(round_bf16(low));
             _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaa_aaaa, low, round_bf16(high)))
         }
-        fn interleave_bf16(a: __m512, b: __m512) -> [__m512; 2] {
+        fn interleave(a: __m512, b: __m512) -> [__m512; 2] {
             let (a, b) = (_mm512_castps_si512(a), _mm512_castps_si512(b));
             // Lane i is the pair of words i and 32 + i, which lie in a and in b.
             let low = _mm512_add_epi32(
@@ -158,6 +158,16 @@ unsafe impl Simd for Avx512 {
             let turned = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
             _mm512_permutexvar_ps(turned, sums)
         }
+        fn pair_i16(low: __m512, high: __m512) -> __m512 {
+            let (low, high) = (_mm512_cvtps_epi32(low), _mm512_cvtps_epi32(high));
+            let high = _mm512_slli_epi32::<16>(high);
+            _mm512_castsi512_ps(_mm512_mask_blend_epi16(0x5555_5555, high, low))
+        }
+        fn dot_i16(acc: __m512, a: __m512, b: __m512) -> __m512 {
+            let products = _mm512_madd_epi16(_mm512_castps_si512(a), _mm512_castps_si512(b));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(acc), products))
+        }
+        fn float_i32(x: __m512) -> __m512 { _mm512_cvtepi32_ps(_mm512_castps_si512(x)) }
         // vreduceps with M = 0 is x less its nearest integer, which is always exact.
         fn split_exp2(x: __m512) -> (__m512, __m512) {
             (_mm512_reduce_ps::<0x00>(x), _mm512_roundscale_ps::<0x00>(x))
@@ -167,38 +177,14 @@ unsafe impl Simd for Avx512 {
 
     #[inline(always)]
     fn lane_sums<const N: usize>(self, x: [__m512; N]) -> __m512 {
-        const { assert!(N == 16) };
-        #[inline]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
-        fn inner(x: [__m512; 16]) -> __m512 {
-            // Of two vectors, one keeps its low half in place and the other its high half; what is added to them comes from
-            // one shuffle. Blends may take any port, and shuffles may not.
-            let mut eight = [_mm512_setzero_ps(); 8];
-            for i in 0..8 {
-                let (a, b) = (x[i], x[i + 8]);
-                let kept = _mm512_mask_blend_ps(0xff00, a, b);
-                eight[i] = _mm512_add_ps(kept, _mm512_shuffle_f32x4::<0b01_00_11_10>(a, b));
-            }
-            let mut four = [_mm512_setzero_ps(); 4];
-            for i in 0..4 {
-                let (a, b) = (eight[i], eight[i + 4]);
-                let (kept, other) = (_mm512_mask_blend_ps(0xf0f0, a, b), _mm512_mask_blend_ps(0xf0f0, b, a));
-                four[i] = _mm512_add_ps(kept, _mm512_shuffle_f32x4::<0b10_11_00_01>(other, other));
-            }
-            let mut two = [_mm512_setzero_ps(); 2];
-            for i in 0..2 {
-                let (a, b) = (four[i], four[i + 2]);
-                let kept = _mm512_mask_blend_ps(0xcccc, a, b);
-                two[i] = _mm512_add_ps(kept, _mm512_shuffle_ps::<0b01_00_11_10>(a, b));
-            }
-            let (a, b) = (two[0], two[1]);
-            let (kept, other) = (_mm512_mask_blend_ps(0xaaaa, a, b), _mm512_mask_blend_ps(0xaaaa, b, a));
-            _mm512_add_ps(kept, _mm512_permute_ps::<0b10_11_00_01>(other))
-        }
-        let mut all = [self.zero(); 16];
-        all.copy_from_slice(&x);
         // SAFETY: `self` is a token, which exists only where the features were detected.
-        unsafe { inner(all) }
+        unsafe { lane_sums::<false, N>(x) }
+    }
+
+    #[inline(always)]
+    fn lane_sums_i32<const N: usize>(self, x: [__m512; N]) -> __m512 {
+        // SAFETY: `self` is a token, which exists only where the features were detected.
+        unsafe { lane_sums::<true, N>(x) }
     }
 
     memory_operations! { "avx512f,avx512bw,avx512dq";
@@ -223,6 +209,17 @@ unsafe impl Simd for Avx512 {
         unsafe fn load_i8(p: *const i8) -> __m512 {
             // SAFETY: the caller's contract.
             _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(unsafe { _mm_loadu_si128(p.cast()) }))
+        }
+        unsafe fn load_words(p: *const i8) -> __m512 {
+            // SAFETY: the caller's contract.
+            _mm512_castsi512_ps(_mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(p.cast()) }))
+        }
+        unsafe fn load_first_words(p: *const i8, n: usize) -> __m512 {
+            debug_assert!(n <= 32);
+            let mask = (1_u64 << n) - 1;
+            // SAFETY: masked bytes are not read; the others are the caller's contract.
+            let bytes = unsafe { _mm512_maskz_loadu_epi8(mask, p) };
+            _mm512_castsi512_ps(_mm512_cvtepi8_epi16(_mm512_castsi512_si256(bytes)))
         }
         unsafe fn load(p: *const f32) -> __m512 {
             // SAFETY: the caller's contract.
@@ -268,6 +265,47 @@ unsafe impl Simd for Avx512 {
             }
         }
     }
+}
+
+/// The sum of two vectors of f32, or of i32.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn sum<const INTEGERS: bool>(a: __m512, b: __m512) -> __m512 {
+    if INTEGERS {
+        _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_castps_si512(b)))
+    } else {
+        _mm512_add_ps(a, b)
+    }
+}
+
+/// Lane `i` is the sum over the lanes of `x[i]`, f32 or i32.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq")]
+fn lane_sums<const INTEGERS: bool, const N: usize>(x: [__m512; N]) -> __m512 {
+    const { assert!(N == 16) };
+    // Of two vectors, one keeps its low half in place and the other its high half; what is added to them comes from one
+    // shuffle. Blends may take any port, and shuffles may not.
+    let mut eight = [_mm512_setzero_ps(); 8];
+    for i in 0..8 {
+        let (a, b) = (x[i], x[i + 8]);
+        let kept = _mm512_mask_blend_ps(0xff00, a, b);
+        eight[i] = sum::<INTEGERS>(kept, _mm512_shuffle_f32x4::<0b01_00_11_10>(a, b));
+    }
+    let mut four = [_mm512_setzero_ps(); 4];
+    for i in 0..4 {
+        let (a, b) = (eight[i], eight[i + 4]);
+        let (kept, other) = (_mm512_mask_blend_ps(0xf0f0, a, b), _mm512_mask_blend_ps(0xf0f0, b, a));
+        four[i] = sum::<INTEGERS>(kept, _mm512_shuffle_f32x4::<0b10_11_00_01>(other, other));
+    }
+    let mut two = [_mm512_setzero_ps(); 2];
+    for i in 0..2 {
+        let (a, b) = (four[i], four[i + 2]);
+        let kept = _mm512_mask_blend_ps(0xcccc, a, b);
+        two[i] = sum::<INTEGERS>(kept, _mm512_shuffle_ps::<0b01_00_11_10>(a, b));
+    }
+    let (a, b) = (two[0], two[1]);
+    let (kept, other) = (_mm512_mask_blend_ps(0xaaaa, a, b), _mm512_mask_blend_ps(0xaaaa, b, a));
+    sum::<INTEGERS>(kept, _mm512_permute_ps::<0b10_11_00_01>(other))
 }
 
 /// Four elements from each of four rows, one row in each 128-bit quarter. Masked broadcasts from memory take load ports

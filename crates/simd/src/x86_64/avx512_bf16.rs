@@ -66,4 +66,7 @@ unsafe impl Simd for Avx512Bf16 {
     }
 
     delegate! {}
+    delegate! {
+        fn dot_i16(acc: Self::F32, a: Self::F32, b: Self::F32) -> Self::F32;
+    }
 }

@@ -5,12 +5,12 @@ use std::fmt;
 use std::io::Write as _;
 use std::sync::OnceLock;
 
-#[cfg(target_arch = "x86_64")]
-use regard_simd::Avx512Bf16;
 #[cfg(target_arch = "aarch64")]
 use regard_simd::NeonBf16;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use regard_simd::Simd as _;
+#[cfg(target_arch = "x86_64")]
+use regard_simd::{Avx512Bf16, Avx512Vnni};
 use regard_simd::{Extension, Isa, Level, Op};
 
 /// The most lanes that a level has.
@@ -22,6 +22,8 @@ pub(crate) enum Token {
     Level(Level),
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(Avx512Bf16),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512Vnni),
     #[cfg(target_arch = "aarch64")]
     NeonBf16(NeonBf16),
 }
@@ -33,6 +35,8 @@ impl Token {
             Self::Level(level) => level.dispatch(op),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16(token) => token.vectorize(op),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(token) => token.vectorize(op),
             #[cfg(target_arch = "aarch64")]
             Self::NeonBf16(token) => token.vectorize(op),
         }
@@ -43,7 +47,7 @@ impl Token {
         match self {
             Self::Level(level) => level.isa(),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16(_) => Isa::Avx512,
+            Self::Avx512Bf16(_) | Self::Avx512Vnni(_) => Isa::Avx512,
             #[cfg(target_arch = "aarch64")]
             Self::NeonBf16(_) => Isa::Neon,
         }
@@ -56,6 +60,8 @@ impl fmt::Display for Token {
             Self::Level(level) => write!(f, "{}", level.isa()),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16(_) => write!(f, "avx512+bf16"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(_) => write!(f, "avx512+vnni"),
             #[cfg(target_arch = "aarch64")]
             Self::NeonBf16(_) => write!(f, "neon+bf16"),
         }
@@ -68,7 +74,8 @@ pub(crate) fn tokens() -> &'static [Token] {
     static TOKENS: OnceLock<Vec<Token>> = OnceLock::new();
     TOKENS.get_or_init(|| {
         #[cfg(target_arch = "x86_64")]
-        let extended = Avx512Bf16::detect().map(Token::Avx512Bf16);
+        let extended =
+            Avx512Bf16::detect().map(Token::Avx512Bf16).into_iter().chain(Avx512Vnni::detect().map(Token::Avx512Vnni));
         #[cfg(target_arch = "aarch64")]
         let extended = NeonBf16::detect().map(Token::NeonBf16);
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -78,7 +85,7 @@ pub(crate) fn tokens() -> &'static [Token] {
         let all = Isa::ALL.into_iter().flat_map(|isa| {
             [isa.to_string()].into_iter().chain(Extension::ALL.into_iter().map(move |with| format!("{isa}+{with}")))
         });
-        let known = ["portable", "avx2", "avx512", "avx512+bf16", "neon", "neon+bf16"];
+        let known = ["portable", "avx2", "avx512", "avx512+bf16", "avx512+vnni", "neon", "neon+bf16"];
         let skipped: Vec<String> = all.filter(|name| known.contains(&name.as_str()) && !here.contains(name)).collect();
         writeln!(std::io::stderr(), "levels tested: {}; not on this machine: {}", here.join(", "), skipped.join(", "))
             .expect("stderr is writable");

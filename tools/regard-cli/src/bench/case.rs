@@ -1,6 +1,7 @@
 //! One case: inputs, plan and measurement.
 
 use regard::{Dtype, Level, Plan, Problem, Setup};
+use regard_simd::Extension;
 use regard_tuner::inputs;
 use regard_tuner::measure::{Arithmetic, Budget, Efficiency, Measurement, ReadProbe, ReadWay, Work, measure_against};
 use regard_tuner::pin;
@@ -91,7 +92,7 @@ impl Case {
         let plan = Plan::new(problem, setup);
         let level = Level::of(plan.isa())?;
         let kernels = kernels(problem, &plan);
-        let dots = kernels.iter().any(|kernel| setup::extension(level, kernel).is_some());
+        let dots = kernels.iter().any(|kernel| setup::extension(level, kernel) == Some(Extension::Bf16));
 
         let mut workspace = vec![0.0; plan.workspace_len(threads.count())];
         let mut turn = 0;

@@ -33,6 +33,7 @@ pub(super) fn to_json(problem: &ProblemArgs, packed: bool) -> Map<String, Value>
         ("n", count(problem.n)),
         ("split", split(problem.split)),
         ("no_native_half", problem.no_native_half.then_some(Value::Bool(true))),
+        ("no_native_int8", problem.no_native_int8.then_some(Value::Bool(true))),
     ];
     let numbers = numbers.map(|(name, number)| (name, number.map(Value::from)));
     for (name, value) in numbers.into_iter().chain(given) {
