@@ -301,6 +301,65 @@ fn rebuilt_from_raw_parts() {
     }
 }
 
+/// Parts from machines of different levels: whichever merges and concludes them gives the same bits, within rounding of the
+/// whole.
+#[test]
+fn parts_of_different_levels() {
+    let mut turn = 0;
+    for queries in [3, 20] {
+        let whole = Whole::new(queries, 130);
+        for dtypes in [[Dtype::F32, Dtype::F32], [Dtype::Bf16, Dtype::Bf16], [Dtype::F32, Dtype::Int8]] {
+            let stored = Stored::three([&whole.q, &whole.k, &whole.v], dtypes[0], dtypes[1]);
+            for weighting in weightings() {
+                turn += 1;
+                if turn % if SLOW { 14 } else { 2 } != 0 {
+                    continue;
+                }
+                let mut specs = whole.specs(&weighting);
+                let spec = specs.swap_remove(turn / 2 % specs.len());
+                let cuts = [0, 31, 64, 77, 130];
+                let of_levels: Vec<_> =
+                    levels().iter().map(|level| whole.parts(&spec, dtypes, *level, &cuts)).collect();
+                // A part of each level in turn, as numbers.
+                let parts: Vec<&Partial> = (0..4).map(|i| &of_levels[(turn + i) % of_levels.len()][i]).collect();
+                let has_lse = matches!(weighting, Weighting::Softmax);
+                let results: Vec<_> = (levels().iter())
+                    .map(|level| {
+                        let here = Spec { isa: Some(level.isa()), ..spec.clone() };
+                        let problem = Case::stored(here, &stored).problem();
+                        let rebuild = |part: &&Partial| {
+                            let (states, sums) = (part.states().to_vec(), part.sums().to_vec());
+                            Partial::from_parts(&problem, states, sums).expect("as many as there were")
+                        };
+                        finish(&left_fold(&parts.iter().map(rebuild).collect::<Vec<_>>()), has_lse)
+                    })
+                    .collect();
+                for (level, (out, lse)) in levels().iter().zip(&results) {
+                    same(out, &results[0].0, &format!("concluded at {}, {dtypes:?}, {spec:?}", level.isa()));
+                    assert_eq!(lse, &results[0].1, "concluded at {}, {dtypes:?}, {spec:?}", level.isa());
+                }
+                let case = Case::stored(spec.clone(), &stored);
+                let problem = case.problem();
+                let paths: Vec<_> = levels()
+                    .iter()
+                    .map(|level| paths(&Plan::new(&problem, &setup_of(*level)), &problem, Dtype::F32)[0])
+                    .collect();
+                for row in case.rows() {
+                    let oracle = reference::row(&problem, paths[0].rounding, row);
+                    // The worst of all levels, of which each computed a part.
+                    let bounds: Vec<_> =
+                        paths.iter().map(|path| bound_of_parts(&case, &oracle, row, path, &cuts)).collect();
+                    for c in 0..D_V {
+                        let error = (f64::from(results[0].0[case.row(row) * D_V + c]) - oracle.out[c]).abs();
+                        let allowed = bounds.iter().map(|bound| bound.out[c]).fold(0.0, f64::max);
+                        assert!(error <= allowed, "{error:e} of {allowed:e}: {dtypes:?}, {row:?}, {spec:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// A part without keys, or whose keys nobody sees, is neutral on either side, bit for bit.
 #[test]
 fn parts_of_nothing_are_neutral() {
