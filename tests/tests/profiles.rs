@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use regard::{Attention, Dtype, Execution, Level, Plan, Problem, Setup, Weighting, kernel_set};
-use regard_kernels::table::kernels;
-use regard_profile::{Machine, PROFILE_VARIABLE, Profile, ProfileError, load, save};
-use regard_tests::{Case, Layout, Random, Spec, Tensor, check, levels, profile_for, setup_of, this_test};
+use regard_kernels::table::{KEY_BLOCKS, QUERY_BLOCKS, kernels};
+use regard_profile::{Config, Machine, PROFILE_VARIABLE, Profile, ProfileError, load, save};
+use regard_tests::{Case, Layout, Random, Spec, Stored, Tensor, check, levels, profile_for, setup_of, this_test};
 
 fn tensor() -> Tensor {
     Tensor::normal([1, 2, 40, 16], Layout::Bhsd, &mut Random::new(1))
@@ -207,4 +207,44 @@ fn profiles_of_a_process() {
     let name = format!("regard/profile-{}.json", Machine::detect().fingerprint());
     save(&directory.path().join(name), &profile()).expect("the directory can be written to");
     assert!(child(None, directory.path()).contains(&tuned));
+}
+
+/// Every kernel that there is, in entries of every element type and with blocks at the ends of what is accepted: whatever
+/// somebody writes into a file that loads, results are right.
+#[test]
+fn edited_profiles_compute_what_is_asked_for() {
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    let path = directory.path().join("edited.json");
+    let machine = Machine::detect();
+    let q = tensor();
+    let k = Tensor::normal([1, 2, 70, 16], Layout::Bhsd, &mut Random::new(3));
+    let few = Tensor::normal([1, 2, 3, 16], Layout::Bhsd, &mut Random::new(4));
+    let (mut accepted, mut refused) = (0, 0);
+    for name in regard_kernels::table::names() {
+        for (key_block, query_block) in [(*KEY_BLOCKS.start(), 1), (34, *QUERY_BLOCKS.end()), (*KEY_BLOCKS.end(), 7)] {
+            for dtype in Dtype::ALL {
+                let mut edited = profile();
+                let entry = &mut edited.entries[0];
+                entry.class.dtype = dtype.name().to_owned();
+                entry.config = Config { kernel: name.to_owned(), key_block, query_block };
+                save(&path, &edited).expect("the directory can be written to");
+                match load(&path, &machine, &kernel_set()) {
+                    Ok(loaded) => {
+                        accepted += 1;
+                        let setup = Setup { level: Level::best(), machine: machine.clone(), profile: Some(loaded) };
+                        for q in [&q, &few] {
+                            let q_dtype = if dtype == Dtype::Int8 { Dtype::F32 } else { dtype };
+                            let stored = Stored::three([q, &k, &k], q_dtype, dtype);
+                            check(&Case::stored(Spec::new(Weighting::Softmax), &stored), &setup);
+                        }
+                    }
+                    Err(error) => {
+                        refused += 1;
+                        assert!(matches!(error, ProfileError::OutOfRange { .. }), "{error}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(accepted > 0 && refused == 0, "{accepted} accepted, {refused} refused");
 }

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::error::short;
-use crate::{Config, KernelSet, Machine, Profile, ProfileError, SCHEMA};
+use crate::{Config, Fit, KernelSet, Machine, Profile, ProfileError, SCHEMA};
 
 /// The schema number alone, which is looked at before the rest is understood.
 pub(crate) fn schema(path: &Path, found: u64) -> Result<(), ProfileError> {
@@ -32,8 +32,10 @@ pub(crate) fn usable(path: &Path, profile: &Profile, fits: Fits<'_>, kernels: &K
     schema(path, profile.schema.into())?;
     match fits {
         Fits::Machine(machine) => same_machine(path, profile, machine)?,
-        Fits::Microarch(machine) if machine.microarch() == profile.machine.microarch() => consistent(path, profile)?,
-        Fits::Microarch(machine) => same_machine(path, profile, machine)?,
+        Fits::Microarch(machine) => match Fit::of(&profile.machine, machine) {
+            Some(Fit::Exact | Fit::Microarch) => consistent(path, profile)?,
+            _ => same_machine(path, profile, machine)?,
+        },
         Fits::Any => consistent(path, profile)?,
     }
     same_kernels(path, profile, &kernels.fingerprint)?;

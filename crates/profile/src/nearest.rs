@@ -45,8 +45,8 @@ impl Fit {
 
 /// Which of the vector instructions that decide between kernels a machine has.
 fn vectors(machine: &Machine) -> Vec<bool> {
-    const DECISIVE: [&str; 9] =
-        ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512bf16", "neon", "bf16"];
+    const DECISIVE: [&str; 10] =
+        ["avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512bf16", "avx512vnni", "neon", "bf16"];
     DECISIVE.iter().map(|decisive| machine.features.iter().any(|feature| feature == decisive)).collect()
 }
 

@@ -89,8 +89,10 @@ fn child_finds_a_profile() {
 
 /// What a process with this data directory finds, and perhaps this profile in its environment.
 fn found_in(home: &Path, named: Option<&Path>) -> String {
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "child_finds_a_profile", "--ignored", "--nocapture"]).env("XDG_DATA_HOME", home);
+    let program = this_program();
+    let mut child = Command::new(&program[0]);
+    child.args(&program[1..]).args(["--exact", "child_finds_a_profile", "--ignored", "--nocapture"]);
+    child.env("XDG_DATA_HOME", home);
     match named {
         Some(path) => child.env(regard_profile::PROFILE_VARIABLE, path),
         None => child.env_remove(regard_profile::PROFILE_VARIABLE),

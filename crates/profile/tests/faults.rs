@@ -100,12 +100,11 @@ fn huge_numbers_are_refused_or_harmless() {
 /// This program again, to run one of the ignored tests below on a path, perhaps through another program. `None` if it cannot
 /// be had.
 fn child(through: &[&str], test: &str, path: &Path) -> Option<Child> {
-    let program = std::env::current_exe().ok()?;
-    let program = program.to_str()?;
-    let command: Vec<&str> =
-        through.iter().copied().chain([program, "--exact", test, "--ignored", "--nocapture"]).collect();
-    let mut child = Command::new(command[0]);
-    child.args(&command[1..]).env("REGARD_TEST_PROFILE", path).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let program = this_program();
+    let mut command = through.iter().copied().chain(program.iter().map(String::as_str));
+    let mut child = Command::new(command.next()?);
+    child.args(command).args(["--exact", test, "--ignored", "--nocapture"]);
+    child.env("REGARD_TEST_PROFILE", path).stdout(Stdio::piped()).stderr(Stdio::piped());
     child.spawn().ok()
 }
 

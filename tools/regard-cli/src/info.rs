@@ -25,7 +25,7 @@ pub(crate) struct InfoArgs {
     #[arg(long)]
     measure: bool,
     /// Threads to measure with, beside one [default: one for each core that this process may use]
-    #[arg(long, requires = "measure", value_name = "N")]
+    #[arg(long, requires = "measure", value_parser = clap::value_parser!(u16).range(1..), value_name = "N")]
     threads: Option<u16>,
 }
 
@@ -92,6 +92,11 @@ struct ProfileCard {
 pub(crate) fn run(args: InfoArgs, global: &Global) -> Result<(), CliError> {
     let mut card = Card::detect()?;
     if args.measure {
+        let allowed = card.machine.cores.allowed;
+        if let Some(asked) = args.threads.filter(|threads| usize::from(*threads) > allowed) {
+            // Each of them would reach its peak, one after the other.
+            return Err(CliError::Input(format!("--threads is {asked}, but this process may use {allowed} CPUs only")));
+        }
         let threads = Threads::new(args.threads, &card.machine)?;
         let mut reporter = Reporter::new();
         let mut show = |fraction: f64, what: &str| reporter.show(fraction, what);

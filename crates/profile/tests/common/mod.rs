@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use regard_profile::{
     CacheSize, Caches, Card, Class, Confidence, Config, Cores, Entry, Family, Figure, ForkJoin, KernelSet, Machine,
@@ -144,4 +145,13 @@ pub(crate) fn assert_fit(profile: &Profile, machine: &Machine, kernels: &KernelS
         // Every lookup ends with an entry of the right level.
         assert!(profile.lookup(&entry.class).is_some_and(|found| found.class.isa == entry.class.isa));
     }
+}
+
+/// What starts this program again: itself, after the name of an emulator where the system does not know how to start it.
+pub(crate) fn this_program() -> Vec<String> {
+    let binary = std::env::current_exe().unwrap();
+    // Some emulators report a failure to start as an exit code.
+    let starts = Command::new(&binary).arg("--list").output().is_ok_and(|output| output.status.success());
+    let binary = binary.into_os_string().into_string().unwrap();
+    if starts { vec![binary] } else { vec!["qemu-aarch64-static".to_owned(), binary] }
 }
