@@ -27,7 +27,7 @@ mod stopwatch;
 
 pub use against::measure_against;
 pub use ceiling::{Arithmetic, Ceilings, FmaProbe, Probes, ReadProbe, fastest_way};
-pub use compare::{Comparison, RoundRobin, compare, round_robin};
+pub use compare::{Comparison, RoundRobin, compare, round_robin, round_robin_within};
 pub use regard_simd::probe::ReadWay;
 
 use self::stopwatch::Stopwatch;

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{Budget, FmaProbe, SAMPLE_SECONDS, Timed};
-use crate::stats::{Interval, Random, median, median_interval};
+use crate::stats::{Interval, Random, median, median_interval, quantile};
 
 /// What [`compare`] found.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,6 +82,19 @@ impl RoundRobin {
     pub fn medians(&self) -> Vec<f64> {
         self.seconds.iter().map(|samples| median(samples)).collect()
     }
+
+    /// Candidate `b` against candidate `a`, round by round.
+    ///
+    /// # Panics
+    /// If there is no such candidate.
+    pub fn comparison(&self, a: usize, b: usize) -> Comparison {
+        Comparison::new(&self.seconds[a], &self.seconds[b])
+    }
+
+    /// How far the canaries were from their median: the distance of their quartiles over it.
+    pub fn canary_spread(&self) -> f64 {
+        (quantile(&self.canaries, 0.75) - quantile(&self.canaries, 0.25)) / median(&self.canaries)
+    }
 }
 
 /// Times every candidate once per round, in an order that is new in every round, so that no candidate always follows
@@ -90,12 +103,23 @@ impl RoundRobin {
 /// The clock of a round is seen by a canary, the multiply-add peak before and after it; the samples of a round are
 /// normalised by it. The order depends on `seed` only.
 pub fn round_robin<F: FnMut()>(canary: &FmaProbe, candidates: &mut [F], rounds: usize, seed: u64) -> RoundRobin {
+    round_robin_within(canary, candidates, Budget::rounds(rounds), seed)
+}
+
+/// The same for as many rounds as a budget allows.
+pub fn round_robin_within<F: FnMut()>(
+    canary: &FmaProbe,
+    candidates: &mut [F],
+    budget: Budget,
+    seed: u64,
+) -> RoundRobin {
     let mut candidates: Vec<_> = candidates.iter_mut().map(|run| Timed::new(run, SAMPLE_SECONDS)).collect();
-    let mut seconds = vec![Vec::with_capacity(rounds); candidates.len()];
+    let mut seconds = vec![Vec::new(); candidates.len()];
     let mut order: Vec<usize> = (0..candidates.len()).collect();
     let mut random = Random::new(seed);
     let mut canaries = vec![canary.sample()];
-    for _ in 0..rounds {
+    let start = Instant::now();
+    while budget.goes_on(start, canaries.len() - 1) {
         random.shuffle(&mut order);
         for &candidate in &order {
             seconds[candidate].push(candidates[candidate].sample());
@@ -132,6 +156,9 @@ mod tests {
         let found = RoundRobin::new(vec![vec![1.0, 2.0], vec![3.0, 6.0]], vec![150.0, 50.0, 50.0]);
         assert_eq!(found.seconds, [[2.0, 2.0], [6.0, 6.0]]);
         assert_eq!(found.medians(), [2.0, 6.0]);
+        let comparison = found.comparison(1, 0);
+        assert_eq!((comparison.speedup, &comparison.ratios[..]), (3.0, &[3.0; 2][..]));
+        assert_eq!(found.canary_spread(), 1.0);
     }
 
     #[test]
