@@ -49,13 +49,14 @@ pub struct Printer<W> {
 }
 
 /// The columns for people: name, whether it is a figure, width.
-const COLUMNS: [(&str, bool, usize); 9] = [
+const COLUMNS: [(&str, bool, usize); 10] = [
     ("group", false, 10),
-    ("case", false, 26),
-    ("base", false, 22),
-    ("entrant", false, 22),
+    ("case", false, 25),
+    ("base", false, 10),
+    ("entrant", false, 25),
     ("speed-up", true, 10),
     ("95 % interval", true, 17),
+    ("base GFLOP/s", true, 12),
     ("GFLOP/s", true, 8),
     ("of peak", true, 7),
     ("error", true, 7),
@@ -138,7 +139,7 @@ impl<W: Write> Printer<W> {
     }
 }
 
-fn cells(row: &Row) -> [String; 9] {
+fn cells(row: &Row) -> [String; 10] {
     let mark = if row.significant { "" } else { "~ " };
     [
         row.group.to_owned(),
@@ -147,6 +148,7 @@ fn cells(row: &Row) -> [String; 9] {
         row.entrant.clone(),
         format!("{mark}{}", figures(row.speedup)),
         format!("{} .. {}", figures(row.low), figures(row.high)),
+        format!("{:.1}", row.base_gflops),
         format!("{:.1}", row.gflops),
         format!("{:.3}", row.gflops / row.peak_gflops),
         format!("{:.1e}", row.largest_error),
@@ -158,7 +160,7 @@ fn figures(ratio: f64) -> String {
     if ratio < 10.0 { format!("{ratio:.3}") } else { format!("{ratio:.1}") }
 }
 
-fn aligned(cells: &[String; 9]) -> String {
+fn aligned(cells: &[String; 10]) -> String {
     let padded = cells.iter().zip(COLUMNS).map(|(cell, (_, is_figure, width))| match is_figure {
         true => format!("{cell:>width$}"),
         false => format!("{cell:<width$}"),
