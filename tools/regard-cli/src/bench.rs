@@ -1,9 +1,9 @@
 //! `regard bench`: problems against the ceilings of the machine.
 
-mod case;
-mod ceilings;
+pub(crate) mod case;
+pub(crate) mod ceilings;
 pub(crate) mod inputs;
-mod line;
+pub(crate) mod line;
 mod options;
 
 use clap::{Args, Parser};
@@ -159,22 +159,13 @@ impl BenchArgs {
 
     /// A case of the standard list, by way of its command line; `None` if it has no place here.
     fn standard(&self, shape: &shapes::Shape, level: Level) -> Result<Option<Case>, CliError> {
-        /// A command line of options only.
-        #[derive(Debug, Parser)]
-        #[command(no_binary_name = true)]
-        struct Line {
-            #[command(flatten)]
-            args: BenchArgs,
-        }
         let level = self.problem.isa()?.unwrap_or(level.isa());
         if shape.isa.is_some_and(|isa| isa >= level) {
             let isa = level.name();
             eprintln!("skipped, as the level is {isa}: {}", shape.options());
             return Ok(None);
         }
-        let options = shape.options();
-        let parsed = Line::try_parse_from(options.split(' '));
-        let Line { args } = parsed.map_err(|error| CliError::Failed(format!("{options}: {error}")))?;
+        let case = parse(&shape.options())?;
         let problem = |problem: ProblemArgs| ProblemArgs {
             layout: self.problem.layout,
             split: self.problem.split,
@@ -185,9 +176,25 @@ impl BenchArgs {
             no_profile: self.problem.no_profile,
             ..problem
         };
-        let case = args.combinations().pop();
-        Ok(case.map(|case| Case { problem: problem(case.problem), ..case }))
+        Ok(Some(Case { problem: problem(case.problem), ..case }))
     }
+}
+
+/// The case that a command line of options says.
+///
+/// # Errors
+/// [`CliError::Failed`] if they are no options of this command.
+pub(crate) fn parse(options: &str) -> Result<Case, CliError> {
+    /// A command line of options only.
+    #[derive(Debug, Parser)]
+    #[command(no_binary_name = true)]
+    struct Line {
+        #[command(flatten)]
+        args: BenchArgs,
+    }
+    let failed = |error: &dyn std::fmt::Display| CliError::Failed(format!("{options}: {error}"));
+    let Line { args } = Line::try_parse_from(options.split_whitespace()).map_err(|error| failed(&error))?;
+    args.combinations().pop().ok_or_else(|| failed(&"no case"))
 }
 
 /// The sizes, or the one that is taken if none is given.

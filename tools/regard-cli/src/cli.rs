@@ -7,6 +7,7 @@ use crate::bench::BenchArgs;
 use crate::explain::ExplainArgs;
 use crate::info::InfoArgs;
 use crate::profile::ProfileArgs;
+use crate::report::ReportArgs;
 use crate::tune::TuneArgs;
 
 /// What every command gets.
@@ -45,6 +46,8 @@ pub(crate) enum Command {
     Profile(ProfileArgs),
     /// Show how a problem would be computed, and why
     Explain(Box<ExplainArgs>),
+    /// Measure the machine and write a page about it; put pages of several machines side by side
+    Report(ReportArgs),
 }
 
 const AFTER_HELP: &str = "\
@@ -54,6 +57,7 @@ Start with:
   regard attend in.safetensors out.safetensors --causal bottom-right
   regard bench --queries 2048 --head-dim 128 --causal top-left
   regard bench --queries 1 --keys 16384 --heads 32 --kv-heads 4 --dtype int8
+  regard report this-machine.html                        a page to show
   regard attend --help                                   every option, with examples
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 bad input, 4 ISA not available, 5 output not written";
@@ -65,6 +69,7 @@ Start with:
   regard attend in.safetensors out.safetensors --causal bottom-right
   regard bench --queries 2048 --head-dim 128 --causal top-left
   regard bench --queries 1 --keys 16384 --heads 32 --kv-heads 4 --dtype int8
+  regard report this-machine.html                        a page to show
   regard attend --help                                   every option, with examples
 
 Exit codes:

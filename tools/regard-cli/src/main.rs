@@ -16,6 +16,7 @@ mod output;
 mod problem_args;
 mod profile;
 mod progress;
+mod report;
 mod sequences;
 mod setup;
 mod shape_args;
@@ -55,5 +56,6 @@ fn run(cli: Cli) -> Result<(), CliError> {
         Some(Command::Tune(args)) => tune::run(args, &global),
         Some(Command::Profile(args)) => profile::run(args, &global),
         Some(Command::Explain(args)) => explain::run(*args, &global),
+        Some(Command::Report(args)) => report::run(args, &global),
     }
 }

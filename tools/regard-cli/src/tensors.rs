@@ -189,13 +189,18 @@ impl Writer {
     }
 
     /// Writes tensors with their names and shapes, and puts the file in its place.
-    pub(crate) fn write(mut self, tensors: &[(&str, Elements, Vec<usize>)]) -> Result<(), CliError> {
-        use std::io::Write;
+    pub(crate) fn write(self, tensors: &[(&str, Elements, Vec<usize>)]) -> Result<(), CliError> {
         let views = tensors.iter().map(|(name, elements, shape)| (*name, Stored { elements, shape }));
         let bytes = safetensors::serialize(views, None)
             .map_err(|error| CliError::Failed(format!("cannot write {}: {error}", self.path.display())))?;
+        self.write_bytes(&bytes)
+    }
+
+    /// Writes bytes, and puts the file in its place.
+    pub(crate) fn write_bytes(mut self, bytes: &[u8]) -> Result<(), CliError> {
+        use std::io::Write;
         let file = self.temporary.as_file_mut();
-        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(CliError::writing(&self.path))?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(CliError::writing(&self.path))?;
         let persisted = self.temporary.persist(&self.path);
         persisted.map(drop).map_err(|error| CliError::Write { path: self.path, error: error.error })
     }

@@ -19,23 +19,23 @@ use crate::shape_args::{ShapeArgs, Sizes, Stand};
 
 /// A problem to be measured.
 #[derive(Clone, Debug)]
-pub(super) struct Case {
-    pub(super) shape: ShapeArgs,
-    pub(super) sequences: SequenceArgs,
+pub(crate) struct Case {
+    pub(crate) shape: ShapeArgs,
+    pub(crate) sequences: SequenceArgs,
     /// The element type of k and v.
-    pub(super) dtype: Dtype,
-    pub(super) problem: ProblemArgs,
+    pub(crate) dtype: Dtype,
+    pub(crate) problem: ProblemArgs,
 }
 
 /// How to measure, whatever the case.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Manner {
-    pub(super) seconds: f64,
-    pub(super) out_dtype: Dtype,
+pub(crate) struct Manner {
+    pub(crate) seconds: f64,
+    pub(crate) out_dtype: Dtype,
     /// Whether K and V may stay in the caches from a call to the next.
-    pub(super) warm: bool,
+    pub(crate) warm: bool,
     /// How to read memory; the fastest way if none.
-    pub(super) way: Option<ReadWay>,
+    pub(crate) way: Option<ReadWay>,
 }
 
 /// Rows whose error is looked at, at most and at least.
@@ -46,14 +46,14 @@ const SAMPLED_ELEMENTS: usize = 1 << 25;
 
 impl Case {
     /// Finds what is wrong with it. Takes no memory to speak of.
-    pub(super) fn check(&self) -> Result<(), CliError> {
+    pub(crate) fn check(&self) -> Result<(), CliError> {
         self.problem.check_layout(self.sequences.varlen.is_some())?;
         let options = self.problem.attention()?;
         let sizes = self.shape.sizes(&self.sequences)?;
         Stand::new(&sizes, self.dtype).problem(&options).map(drop)
     }
 
-    pub(super) fn measure(&self, manner: Manner, setup: &Setup, ways: &mut Ways) -> Result<Line, CliError> {
+    pub(crate) fn measure(&self, manner: Manner, setup: &Setup, ways: &mut Ways) -> Result<Line, CliError> {
         let (asked, allowed) = (self.problem.threads.unwrap_or(1), setup.machine.cores.allowed);
         if usize::from(asked) > allowed {
             // Each of them would reach its ceiling, one after the other.
@@ -234,7 +234,7 @@ fn kernels(problem: &Problem<'_>, plan: &Plan) -> Vec<&'static str> {
 }
 
 /// The error of sampled rows: the first, the last, and some between.
-fn deviation(reference: &Reference<'_>, out: &regard::Tensor<'_>) -> Deviation {
+pub(crate) fn deviation(reference: &Reference<'_>, out: &regard::Tensor<'_>) -> Deviation {
     let shape = reference.problem.shape();
     let lengths = reference.problem.sequences().iter().map(|sequence| sequence.queries).enumerate();
     let sequences: Vec<(usize, usize)> = lengths.filter(|(_, queries)| *queries > 0).collect();

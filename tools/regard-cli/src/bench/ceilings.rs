@@ -9,22 +9,22 @@ use regard_tuner::measure::{Ceilings, FmaProbe, ReadProbe, ReadWay, fastest_way}
 use crate::setup::Threads;
 
 /// The ways of reading that were found to be the fastest, by level and threads.
-pub(super) type Ways = BTreeMap<(Isa, usize), ReadWay>;
+pub(crate) type Ways = BTreeMap<(Isa, usize), ReadWay>;
 
 /// The probes of all threads of a case.
-pub(super) struct Limits<'a> {
+pub(crate) struct Limits<'a> {
     threads: &'a Threads,
     fma: FmaProbe,
     dots: Option<FmaProbe>,
     /// One for each thread.
     read: Vec<Mutex<ReadProbe>>,
-    pub(super) way: ReadWay,
+    pub(crate) way: ReadWay,
 }
 
 impl<'a> Limits<'a> {
     /// Probes at a level, of bf16 products too if `dots`; `bytes` are what no cache holds, all threads together. Memory is read
     /// in the way that `way` says, or else in the fastest, which is looked for unless `ways` has it.
-    pub(super) fn new(
+    pub(crate) fn new(
         level: Level,
         threads: &'a Threads,
         dots: bool,
@@ -49,7 +49,7 @@ impl<'a> Limits<'a> {
     }
 
     /// All ceilings now.
-    pub(super) fn sample(&self) -> Ceilings {
+    pub(crate) fn sample(&self) -> Ceilings {
         // One kind after the other, for all threads to do the same, and in this order: see `Probes::sample`.
         let read = self.read(self.way);
         let dot_gflops = self.dots.map(|probe| self.sum(&|_| probe.sample()));

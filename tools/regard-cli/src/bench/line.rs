@@ -8,72 +8,72 @@ use crate::error::CliError;
 
 /// What was measured.
 #[derive(Debug, Serialize)]
-pub(super) struct Line {
+pub(crate) struct Line {
     /// Sequences.
-    pub(super) batch: usize,
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
+    pub(crate) batch: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
     /// Of the longest sequence.
-    pub(super) queries: usize,
+    pub(crate) queries: usize,
     /// Of the longest sequence.
-    pub(super) keys: usize,
-    pub(super) head_dim: usize,
-    pub(super) value_dim: usize,
+    pub(crate) keys: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) value_dim: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) varlen: Option<String>,
+    pub(crate) varlen: Option<String>,
     /// Of all sequences.
-    pub(super) total_queries: usize,
+    pub(crate) total_queries: usize,
     /// Of all sequences.
-    pub(super) total_keys: usize,
+    pub(crate) total_keys: usize,
     /// Rows of a page.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) paged: Option<usize>,
+    pub(crate) paged: Option<usize>,
     /// The element type of k and v.
-    pub(super) dtype: &'static str,
-    pub(super) q_dtype: &'static str,
-    pub(super) out_dtype: &'static str,
+    pub(crate) dtype: &'static str,
+    pub(crate) q_dtype: &'static str,
+    pub(crate) out_dtype: &'static str,
     #[serde(flatten)]
-    pub(super) options: Map<String, Value>,
-    pub(super) seconds: f64,
-    pub(super) gflops: f64,
-    pub(super) peak_gflops: f64,
+    pub(crate) options: Map<String, Value>,
+    pub(crate) seconds: f64,
+    pub(crate) gflops: f64,
+    pub(crate) peak_gflops: f64,
     /// Where a kernel multiplies bf16.
-    pub(super) dot_peak_gflops: Option<f64>,
+    pub(crate) dot_peak_gflops: Option<f64>,
     /// Of the peak of the kernel's arithmetic.
-    pub(super) fraction_of_peak: f64,
+    pub(crate) fraction_of_peak: f64,
     /// What a call reads of K and V: visible keys, scales included.
-    pub(super) kv_bytes: f64,
-    pub(super) warm: bool,
+    pub(crate) kv_bytes: f64,
+    pub(crate) warm: bool,
     /// Copies of K and V that calls take in turn.
-    pub(super) copies: usize,
-    pub(super) kv_gbytes_per_s: f64,
-    pub(super) read_gbytes_per_s: f64,
-    pub(super) read_way: String,
-    pub(super) fraction_of_bandwidth: f64,
-    pub(super) fraction_of_roof: f64,
-    pub(super) max_abs_error: f64,
-    pub(super) max_relative_error: f64,
-    pub(super) isa: &'static str,
+    pub(crate) copies: usize,
+    pub(crate) kv_gbytes_per_s: f64,
+    pub(crate) read_gbytes_per_s: f64,
+    pub(crate) read_way: String,
+    pub(crate) fraction_of_bandwidth: f64,
+    pub(crate) fraction_of_roof: f64,
+    pub(crate) max_abs_error: f64,
+    pub(crate) max_relative_error: f64,
+    pub(crate) isa: &'static str,
     /// That of the sequences with most queries.
-    pub(super) kernel: &'static str,
+    pub(crate) kernel: &'static str,
     /// Those of all sequences.
-    pub(super) kernels: Vec<&'static str>,
-    pub(super) key_block: usize,
-    pub(super) query_block: usize,
+    pub(crate) kernels: Vec<&'static str>,
+    pub(crate) key_block: usize,
+    pub(crate) query_block: usize,
     /// Keys of a span of the longest sequence.
-    pub(super) span: usize,
-    pub(super) tasks: usize,
-    pub(super) threads: usize,
+    pub(crate) span: usize,
+    pub(crate) tasks: usize,
+    pub(crate) threads: usize,
     /// The core that one thread was pinned to.
-    pub(super) core: Option<usize>,
-    pub(super) rounds: usize,
-    pub(super) why: String,
+    pub(crate) core: Option<usize>,
+    pub(crate) rounds: usize,
+    pub(crate) why: String,
     #[serde(skip)]
-    pub(super) deviation: Deviation,
+    pub(crate) deviation: Deviation,
 }
 
 /// The columns of the table.
-pub(super) fn header() -> String {
+pub(crate) fn header() -> String {
     row(["weighting", "dtype", "shape", "kernel", "GFLOP/s", "of peak", "GB/s", "of bandwidth", "of roof", "error"])
 }
 
@@ -88,7 +88,7 @@ fn row(cells: [&str; 10]) -> String {
 
 impl Line {
     /// An error if the output is wrong.
-    pub(super) fn verdict(&self) -> Result<(), CliError> {
+    pub(crate) fn verdict(&self) -> Result<(), CliError> {
         if self.deviation.is_rounding() {
             return Ok(());
         }
@@ -97,7 +97,7 @@ impl Line {
     }
 
     /// A line of the table.
-    pub(super) fn to_text(&self) -> String {
+    pub(crate) fn to_text(&self) -> String {
         let option = |name: &str| self.options.get(name).map(plain);
         let weighting = option("weighting").unwrap_or_default();
         let weighting = option("degree").map_or(weighting.clone(), |degree| format!("{weighting} {degree}"));
