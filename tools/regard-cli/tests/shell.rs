@@ -11,7 +11,9 @@ use serde_json::Value;
 fn help_teaches() {
     let place = Place::new();
     let long = place.succeed(&["--help"]);
-    for part in ["info", "attend", "bench", "tune", "explain", "Exit codes:", "  4  ", "REGARD_ISA", "REGARD_PROFILE"] {
+    for part in
+        ["info", "attend", "bench", "tune", "explain", "report", "Exit codes:", "  4  ", "REGARD_ISA", "REGARD_PROFILE"]
+    {
         assert!(long.contains(part), "{part}");
     }
     assert!(place.succeed(&["-h"]).contains("Exit codes: 0 done"));
@@ -59,7 +61,7 @@ fn help_teaches() {
     for part in ["--kv-heads", "--varlen", "uniform:", "--paged", "--dtype", "--warm", "--read-way", "--split"] {
         assert!(bench.contains(part), "{part}");
     }
-    for command in ["info", "attend", "bench", "explain"] {
+    for command in ["info", "attend", "bench", "explain", "report"] {
         for args in [[command, "--help"], [command, "-h"], ["help", command]] {
             assert!(place.succeed(&args).contains("Examples:"), "{args:?}");
         }

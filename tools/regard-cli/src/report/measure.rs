@@ -17,7 +17,7 @@ use crate::bench::parse;
 use crate::error::CliError;
 use crate::progress::Reporter;
 
-/// What a report holds that is not asked again.
+/// What tells a report from other JSON.
 pub(super) const KIND: &str = "regard report";
 
 /// Parts of the time for the cases, the two contests, and the block sizes.
