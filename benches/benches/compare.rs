@@ -38,7 +38,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Every level of this machine against the one before.
+    /// Every level of this machine against the portable one.
     fn levels(&mut self) -> io::Result<()> {
         for shape in LEVELS {
             let shape = self.sized(shape, 1);

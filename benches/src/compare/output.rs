@@ -51,7 +51,7 @@ pub struct Printer<W> {
 /// The columns for people: name, whether it is a figure, width.
 const COLUMNS: [(&str, bool, usize); 10] = [
     ("group", false, 10),
-    ("case", false, 25),
+    ("case", false, 27),
     ("base", false, 10),
     ("entrant", false, 25),
     ("speed-up", true, 10),
