@@ -85,8 +85,13 @@ pub(super) fn roofline(report: &Report) -> String {
     chart.finish()
 }
 
-/// The names of the points of the roofline: colour, whether hollow, name.
-pub(super) const KINDS: [(usize, bool, &str); 5] = [
+/// The names of the points of the roofline, as far as there are any: colour, whether hollow, name.
+pub(super) fn kinds(report: &Report) -> Vec<(usize, bool, &'static str)> {
+    let is_there = |colour, hollow| report.figures.iter().any(|figure| kind(figure) == (colour, hollow));
+    KINDS.into_iter().filter(|(colour, hollow, _)| is_there(*colour, *hollow)).collect()
+}
+
+const KINDS: [(usize, bool, &str); 5] = [
     (0, false, "prompt, f32"),
     (0, true, "prompt, f32, causal"),
     (2, false, "prompt, bf16"),

@@ -144,7 +144,7 @@ fn roofline(report: &Report) -> String {
         let class = if *hollow { " class=\"open\"" } else { "" };
         format!("<li class=\"c{colour}\"><i{class}></i>{}</li>", escape(name))
     };
-    let legend: String = charts::KINDS.iter().map(entry).collect();
+    let legend: String = charts::kinds(report).iter().map(entry).collect();
     let svg = charts::roofline(report) + &format!("<ul class=\"legend\">{legend}</ul>");
     section(
         "Roofline",

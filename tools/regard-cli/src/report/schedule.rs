@@ -31,7 +31,7 @@ impl Schedule {
                 add(Group::Prefill, prefill(dtype, head_dim, causal, *length));
             }
         }
-        let lengths: &[usize] = if quick { &[4096] } else { &[1024, 4096, 16384] };
+        let lengths: &[usize] = if quick { &[1024, 4096] } else { &[1024, 4096, 16384] };
         for dtype in ["f32", "f16", "bf16", "int8"] {
             for keys in lengths {
                 add(Group::Decode, decode(dtype, 8, *keys));

@@ -23,7 +23,7 @@ pub(crate) struct Bar {
 const ROW: f64 = 26.0;
 
 /// Where bars begin, and how far they may go. Behind that stand the figures, and the notes.
-const PLOT: [f64; 2] = [104.0, 300.0];
+const PLOT: [f64; 2] = [104.0, 262.0];
 
 /// Where notes end, which is the width of the drawing.
 const WIDTH: f64 = 540.0;
