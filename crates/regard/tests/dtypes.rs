@@ -8,6 +8,7 @@ use regard::{
     Align, Attention, Dtype, Error, Execution, Level, Numerics, Plan, Problem, Quantised, TensorMut, View, ViewMut,
     Weighting, bf16, f16, reference,
 };
+use regard_simd::Extension;
 
 const HEADS: [usize; 2] = [4, 2];
 const D: usize = 37;
@@ -43,6 +44,10 @@ fn every_combination_is_right() {
                                 let widened = options.clone().native_half(false);
                                 check(&Problem::new(&widened, q, k, v).unwrap(), *level);
                             }
+                            if k.dtype() == Dtype::Int8 {
+                                let widened = options.clone().native_int8(false);
+                                check(&Problem::new(&widened, q, k, v).unwrap(), *level);
+                            }
                         }
                     }
                 }
@@ -53,8 +58,9 @@ fn every_combination_is_right() {
 
 fn check(problem: &Problem<'_>, level: Level) {
     let plan = Plan::new(problem, &setup_of(level));
-    // Kernels that multiply bf16 round weights to it.
+    // Kernels that multiply bf16 round weights to it, and those that multiply integers round queries and weights to 16 bits.
     let native = ["_lanes_bf16_", "_rows_bf16_dots"].iter().any(|name| plan.kernel().contains(name));
+    let fixed = plan.kernel().contains("_rows_int8_dots");
     let rounding = plan.rounding(&problem.sequences()[0]);
     let wanted = reference::attention(problem, rounding);
     let got = common::run_plan(&plan, problem).out;
@@ -64,6 +70,7 @@ fn check(problem: &Problem<'_>, level: Level) {
             // Rows of V, or means of a few.
             (true, _) => 1e-6,
             (_, true) => 2e-2 * wanted.abs().max(1.0),
+            _ if fixed => 1e-3 * wanted.abs().max(1.0),
             _ => 2e-5 * wanted.abs().max(1.0),
         };
         let error = (f64::from(*got) - wanted).abs();
@@ -171,6 +178,29 @@ fn scales_fit_their_tensor() {
     );
     let error = problem([1, 1, 2, 1], rows).unwrap_err();
     assert!(matches!(error, Error::Dimension { tensor: "the scales of k", .. }), "{error}");
+}
+
+/// What products of integers are used for, as plans say it.
+#[test]
+fn integer_instructions_can_be_refused() {
+    for queries in [1, 40] {
+        let data = data([Dtype::F32, Dtype::Int8], queries, false);
+        let [q, k, v] = [0, 1, 2].map(|i| data[i].tensor(shapes(queries)[i]));
+        for level in Level::available() {
+            let kernel = |options: &Attention<'_>| {
+                Plan::new(&Problem::new(options, q, k, v).unwrap(), &setup_of(*level)).kernel()
+            };
+            let softmax = Attention::softmax;
+            let widened = kernel(&softmax().native_int8(false));
+            assert!(widened.ends_with("_rows_int8") || widened.contains("_lanes_f32_"), "{widened}");
+            assert_eq!(kernel(&softmax().numerics(Numerics::Portable)), widened);
+            assert_eq!(kernel(&Attention::new(Weighting::HardLeft)), widened);
+            assert_eq!(kernel(&softmax().native_half(false)), kernel(&softmax()));
+            let native = kernel(&softmax());
+            let has = Extension::Vnni.is_available_at(level.isa()) && queries == 1;
+            assert_eq!(native, if has { "avx512_rows_int8_dots" } else { widened });
+        }
+    }
 }
 
 /// What native products of bf16 are used for, as plans say it.

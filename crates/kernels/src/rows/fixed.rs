@@ -101,8 +101,9 @@ impl Form for Fixed {
     unsafe fn put_query(to: *mut f32, [r, c, rows, lanes]: [usize; 4], value: f32, quantum: f32) {
         let width = <Self as Product>::LANE_COLUMNS * lanes;
         let word = (c / width * rows + r) * width + c % width;
-        // NaN becomes zero, whose quantum is NaN.
-        let multiple = multiple(value, quantum).round_ties_even() as i16;
+        // As bits, the sum has the nearest integer in its low half: `round_ties_even` would be a call for each element.
+        // (NaN has anything there, and NaN for its quantum.)
+        let multiple = (multiple(value, quantum) + 12_582_912.0).to_bits() as i16;
         // SAFETY: the caller's contract.
         unsafe { *to.cast::<i16>().add(word) = multiple };
     }

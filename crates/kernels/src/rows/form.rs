@@ -123,6 +123,7 @@ impl<E: Element> Form for Widened<E> {
 }
 
 /// Pairs of bf16, multiplied and added pair by pair.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of other levels is of pairs"))]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dots;
 

@@ -23,6 +23,7 @@
 
 mod accumulate;
 pub(crate) mod args;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of other levels is of pairs"))]
 mod dots;
 mod finish;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of other levels is of integers"))]

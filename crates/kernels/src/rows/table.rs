@@ -7,7 +7,7 @@ use regard_simd::{Extension, Isa, Level, Simd, bf16, f16};
 use super::args::Unit;
 #[cfg(target_arch = "x86_64")]
 use super::fixed::Fixed;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[cfg(target_arch = "x86_64")]
 use super::form::Dots;
 use super::form::{Form, Widened};
 use super::scratch::Layout;

@@ -178,6 +178,11 @@ impl Op for Spread<'_> {
             // nobody, reads.
             unsafe {
                 let to = self.to.add(place * row_lanes);
+                // Those of the next block: they lie apart from the elements, and too few together for anything else to ask
+                // for them in time.
+                for line in (0..keys).step_by(16) {
+                    s.prefetch_far(run.scales.wrapping_add((line + self.keys).wrapping_mul(run.scale_stride)));
+                }
                 let mut key = 0;
                 if row_lanes == 1 && run.scale_stride == 1 {
                     while key + S::LANES <= keys {
