@@ -135,8 +135,8 @@ impl Run<'_> {
         }
         eprintln!("tuned: there is no profile of this machine; making a quick one, which is not kept");
         let seconds = if args.test { 0.0 } else { Effort::Quick.seconds() };
-        let profile = Search::new(setup.level, &setup.machine, Effort::Quick).seconds(seconds).run(&mut |_| ());
-        Setup { profile: Some(profile), ..(*setup).clone() }
+        let found = Search::new(setup.level, &setup.machine, Effort::Quick).seconds(seconds).run(&mut |_| ());
+        Setup { profile: Some(found.profile.into()), ..(*setup).clone() }
     }
 
     /// A shape with so many heads, small in a test.

@@ -33,6 +33,7 @@ fn profile(machine: &Machine, level: Level) -> Profile {
         ratio_to_model: 0.97,
         samples: 60,
         runner_up: None,
+        rivals: Vec::new(),
         why: "faster than the model's pick: +3.1 % in a run-off of 24 rounds, interval +2.6 to +3.5 %".to_owned(),
     });
     let entries = entries.collect();
@@ -53,7 +54,7 @@ fn main() {
     let path = directory.path().join("profile.json");
     let made = profile(&machine, level);
     save(&path, &made).expect("the directory can be written to");
-    let setup = |profile: Option<Profile>| Setup { level, machine: machine.clone(), profile };
+    let setup = |profile: Option<Profile>| Setup { level, machine: machine.clone(), profile: profile.map(Into::into) };
 
     let rows = vec![0.5; 8 * 512 * 128];
     let view = View::bhsd(&rows, [1, 8, 512, 128]).expect("as long as its shape");
@@ -70,7 +71,7 @@ fn main() {
     group.bench_function("load and plan", |bench| {
         let mut setup = untuned.clone();
         bench.iter(|| {
-            setup.profile = Some(read());
+            setup.profile = Some(read().into());
             Plan::new(black_box(&problem), &setup)
         });
     });

@@ -21,17 +21,20 @@ pub fn levels() -> &'static [Level] {
 }
 
 /// A setup that has plans use this lanes kernel with these blocks, where queries are many and it takes the problem: a machine
-/// about which nothing is known, with a profile of one entry for each element type. `key_block` is even.
+/// about which nothing is known, with a profile of two entries for each element type. `key_block` is even.
 pub fn setup_for(kernel: &Kernel, key_block: usize, query_block: usize) -> Setup {
     assert!(key_block.is_multiple_of(2), "key blocks are even");
     let level = Level::of(kernel.isa).expect("kernels come from available levels");
     let machine = Machine::default();
     let mut profile = profile_for(&machine, kernel, key_block, query_block);
     let entry = profile.entries[0].clone();
-    profile.entries = (Dtype::ALL.into_iter())
-        .map(|dtype| Entry { class: Class { dtype: dtype.name().to_owned(), ..entry.class.clone() }, ..entry.clone() })
-        .collect();
-    Setup { level, machine, profile: Some(profile) }
+    // Of narrow rows and of wide ones.
+    let of = |dtype: Dtype, dim| {
+        let class = Class { dtype: dtype.name().to_owned(), head_dim: dim, value_dim: dim, ..entry.class.clone() };
+        Entry { class, ..entry.clone() }
+    };
+    profile.entries = Dtype::ALL.into_iter().flat_map(|dtype| [64, 512].map(|dim| of(dtype, dim))).collect();
+    Setup { level, machine, profile: Some(profile.into()) }
 }
 
 /// A setup of a level with nothing forced.
@@ -65,6 +68,7 @@ pub fn profile_for(machine: &Machine, kernel: &Kernel, key_block: usize, query_b
         ratio_to_model: 1.0,
         samples: 1,
         runner_up: None,
+        rivals: Vec::new(),
         why: "a test says so".to_owned(),
     };
     Profile { entries: vec![entry], ..Profile::new(tool, machine.clone(), run) }

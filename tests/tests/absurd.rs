@@ -149,20 +149,21 @@ fn blocks_that_no_kernel_takes() {
     let modelled = Plan::new(&problem, &setup);
     for (key_block, query_block) in [(15, 32), (33, 32), (0, 32), (5000, 32), (32, 0)] {
         let entry = Entry {
-            class: modelled.class().clone(),
+            class: modelled.class(),
             config: Config { kernel: modelled.kernel().to_owned(), key_block, query_block },
             gflops: 1.0,
             fraction_of_peak: 0.5,
             ratio_to_model: 1.0,
             samples: 1,
             runner_up: None,
+            rivals: Vec::new(),
             why: String::new(),
         };
         let run =
             Run { unix_time: 0, seconds: 0.0, mode: String::new(), confidence: Confidence::Low, notes: Vec::new() };
         let mut profile = Profile::new(Tool::default(), setup.machine.clone(), run);
         profile.entries.push(entry);
-        let plan = Plan::new(&problem, &Setup { profile: Some(profile), ..setup.clone() });
+        let plan = Plan::new(&problem, &Setup { profile: Some(profile.into()), ..setup.clone() });
         assert_eq!((plan.key_block(), plan.query_block()), (modelled.key_block(), modelled.query_block()));
         assert!(plan.profile_entry().is_none());
     }

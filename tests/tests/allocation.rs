@@ -3,8 +3,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use regard::{Align, Execution, Plan, ViewMut};
-use regard_tests::{Case, Layout as Tensors, Random, Spec, Tensor, levels, setup_of, weightings};
+use regard::{Align, Dtype, Execution, Plan, ViewMut};
+use regard_kernels::table::kernels;
+use regard_tests::{Case, Layout as Tensors, Random, Spec, Tensor, levels, setup_for, setup_of, weightings};
 
 thread_local! {
     /// Allocations of this thread; the test harness has threads of its own.
@@ -66,6 +67,27 @@ fn a_planned_serial_run_allocates_nothing() {
                     let allocations = ALLOCATIONS.get() - before;
                     assert_eq!(allocations, 0, "{weighting:?} at {level:?}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn planning_allocates_nothing() {
+    let mut random = Random::new(1);
+    let q = Tensor::normal([2, 4, 70, 16], Tensors::Bshd, &mut random);
+    let k = Tensor::normal([2, 2, 90, 16], Tensors::Bshd, &mut random);
+    let few = Tensor::normal([2, 4, 1, 16], Tensors::Bshd, &mut random);
+    for level in levels() {
+        let kernel = kernels(*level).iter().find(|kernel| kernel.dtype == Dtype::F32).expect("every level has one");
+        // With a profile and without.
+        for setup in [setup_of(*level), setup_for(kernel, 34, 13)] {
+            for q in [&q, &few] {
+                let problem = Case::new(Spec::new(regard::Weighting::Softmax), q, &k, &k).problem();
+                let before = ALLOCATIONS.get();
+                let plan = Plan::new(&problem, &setup);
+                assert_eq!(ALLOCATIONS.get() - before, 0, "{level:?}");
+                drop(plan);
             }
         }
     }

@@ -5,6 +5,7 @@ use regard_simd::{Extension, Isa, Level, Simd};
 use crate::lanes::Lanes;
 use crate::lanes::args::Head;
 use crate::lanes::scratch::Layout;
+use crate::rows::table::rows_names;
 pub use crate::rows::table::{FIXED_COLUMNS, RowsKernel, rows_kernel, rows_kernels};
 use crate::tensor::Dtype;
 
@@ -146,7 +147,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         #[cfg(target_arch = "aarch64")]
         NEON,
     ];
-    lists.into_iter().flatten().map(|kernel| kernel.name)
+    lists.into_iter().flatten().map(|kernel| kernel.name).chain(rows_names())
 }
 
 /// Changes whenever measurements of an earlier build no longer say anything about the kernels.

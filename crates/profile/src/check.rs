@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::error::short;
-use crate::{Config, Fit, KernelSet, Machine, Profile, ProfileError, SCHEMA};
+use crate::{Config, Crossover, Entry, Fit, KernelSet, Machine, Profile, ProfileError, SCHEMA};
 
 /// The schema number alone, which is looked at before the rest is understood.
 pub(crate) fn schema(path: &Path, found: u64) -> Result<(), ProfileError> {
@@ -43,9 +43,12 @@ pub(crate) fn usable(path: &Path, profile: &Profile, fits: Fits<'_>, kernels: &K
     for (index, entry) in profile.entries.iter().enumerate() {
         same_key_block(path, profile, index)?;
         config(path, index, &entry.config, kernels)?;
-        if let Some(second) = &entry.runner_up {
-            config(path, index, &second.config, kernels)?;
+        for other in entry.rivals.iter().chain(&entry.runner_up) {
+            config(path, index, &other.config, kernels)?;
         }
+    }
+    for (index, found) in profile.crossovers.iter().enumerate() {
+        crossover(path, index, found, kernels)?;
     }
     Ok(())
 }
@@ -107,6 +110,9 @@ pub(crate) fn numbers(path: &Path, profile: &Profile) -> Result<(), ProfileError
         check(entry.ratio_to_model, &|| format!("entries[{i}].ratio_to_model"))?;
         let ratio = entry.runner_up.as_ref().map_or(0.0, |second| second.ratio);
         check(ratio, &|| format!("entries[{i}].runner_up.ratio"))?;
+        for rival in &entry.rivals {
+            check(rival.ratio, &|| format!("entries[{i}].rivals.ratio"))?;
+        }
     }
     Ok(())
 }
@@ -131,11 +137,17 @@ fn config(path: &Path, entry: usize, config: &Config, kernels: &KernelSet) -> Re
     within("query_block", config.query_block, &kernels.query_block_limits)
 }
 
-/// All entries of a level have one key block. It decides the order of summation, and a sequence must give the same bits in
-/// whatever batch it stands, though its class (which counts the padding) may differ there.
+/// All entries of a level, element type and width have one key block for the lanes kernels and one for the rows kernels. It
+/// decides the order of summation, and a sequence must give the same bits in whatever batch it stands, though its class
+/// (which counts the padding) may differ there.
 pub(crate) fn same_key_block(path: &Path, profile: &Profile, entry: usize) -> Result<(), ProfileError> {
     let this = &profile.entries[entry];
-    let first = profile.entries.iter().find(|first| first.class.isa == this.class.isa).unwrap_or(this);
+    let like_this = |other: &&Entry| {
+        let [a, b] = [&this.class, &other.class];
+        let alike = a.isa == b.isa && a.dtype == b.dtype && a.borrowed().is_wide() == b.borrowed().is_wide();
+        alike && this.config.takes_rows() == other.config.takes_rows()
+    };
+    let first = profile.entries.iter().find(like_this).unwrap_or(this);
     if first.config.key_block == this.config.key_block {
         return Ok(());
     }
@@ -145,6 +157,20 @@ pub(crate) fn same_key_block(path: &Path, profile: &Profile, entry: usize) -> Re
         found: this.config.key_block,
         expected: first.config.key_block,
     })
+}
+
+/// A crossover of a kernel that exists, within what its blocks may be.
+fn crossover(path: &Path, index: usize, crossover: &Crossover, kernels: &KernelSet) -> Result<(), ProfileError> {
+    if !kernels.names.contains(&crossover.kernel) {
+        let name = short(&crossover.kernel);
+        return Err(ProfileError::UnknownKernel { path: path.to_owned(), entry: index, name });
+    }
+    let greatest = *kernels.query_block_limits.end();
+    if crossover.rows_up_to <= greatest {
+        return Ok(());
+    }
+    let (field, value) = ("rows_up_to", crossover.rows_up_to);
+    Err(ProfileError::OutOfRange { path: path.to_owned(), entry: index, field, value, least: 0, greatest })
 }
 
 fn named(fingerprint: &str, machine: &Machine) -> String {

@@ -88,14 +88,61 @@ pub struct Class {
     pub queries: usize,
 }
 
+/// A [`Class`] that borrows its names: plans make one for each problem, which allocates nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClassRef<'a> {
+    /// As [`Class::isa`].
+    pub isa: &'a str,
+    /// As [`Class::dtype`].
+    pub dtype: &'a str,
+    /// As [`Class::family`].
+    pub family: Family,
+    /// As [`Class::mask`].
+    pub mask: MaskClass,
+    /// As [`Class::head_dim`].
+    pub head_dim: usize,
+    /// As [`Class::value_dim`].
+    pub value_dim: usize,
+    /// As [`Class::keys`].
+    pub keys: usize,
+    /// As [`Class::queries`].
+    pub queries: usize,
+}
+
 impl Class {
+    /// The same, borrowed.
+    pub fn borrowed(&self) -> ClassRef<'_> {
+        let Self { isa, dtype, family, mask, head_dim, value_dim, keys, queries } = self;
+        let (family, mask, head_dim, value_dim) = (*family, *mask, *head_dim, *value_dim);
+        ClassRef { isa, dtype, family, mask, head_dim, value_dim, keys: *keys, queries: *queries }
+    }
+
+    /// As [`ClassRef::distance`].
+    pub fn distance(&self, tuned: &Self) -> Option<f64> {
+        self.borrowed().distance(tuned)
+    }
+}
+
+impl ClassRef<'_> {
+    /// The same, with names of its own.
+    pub fn owned(&self) -> Class {
+        let Self { isa, dtype, family, mask, head_dim, value_dim, keys, queries } = *self;
+        Class { isa: isa.to_owned(), dtype: dtype.to_owned(), family, mask, head_dim, value_dim, keys, queries }
+    }
+
+    /// Whether rows are so wide that fewer of them fit into a cache: more than 256 elements of a key and a value together.
+    /// Such classes have key blocks of their own, as no sequence is wide in one batch and not in another.
+    pub fn is_wide(&self) -> bool {
+        self.head_dim.saturating_add(self.value_dim) > WIDE
+    }
+
     /// How far a tuned class is from this one; `None` if what was measured there says nothing here (another level or
-    /// element type).
+    /// element type, or wide rows where these are not).
     ///
     /// The unit is a factor of two in one of the four sizes: the sum of the absolute differences of their binary
     /// logarithms, plus 4 for another family and 2 for another mask. Zero counts as one.
-    pub fn distance(&self, tuned: &Self) -> Option<f64> {
-        if self.isa != tuned.isa || self.dtype != tuned.dtype {
+    pub fn distance(&self, tuned: &Class) -> Option<f64> {
+        if self.isa != tuned.isa || self.dtype != tuned.dtype || self.is_wide() != tuned.borrowed().is_wide() {
             return None;
         }
         let sizes = octaves(self.head_dim, tuned.head_dim)
@@ -115,6 +162,9 @@ impl fmt::Display for Class {
         write!(f, "{isa} {dtype} {family} {mask} d={head_dim} dv={value_dim} keys={keys} queries={queries}")
     }
 }
+
+/// Elements of a key and a value of rows that are not wide yet.
+const WIDE: usize = 256;
 
 /// What another family costs, in factors of two. The families share their loops but not their balance (selection
 /// skips the second product altogether), so an anchor of the same family at a sixteenth of the length is as near.
@@ -156,7 +206,7 @@ mod tests {
         assert_eq!(b.distance(&a), Some(2.0));
         let c = Class { keys: 256, queries: 2048, mask: MaskClass::Banded, ..class() };
         assert_eq!(a.distance(&c), Some(5.0));
-        let d = Class { family: Family::Selection, head_dim: 64, value_dim: 256, ..class() };
+        let d = Class { family: Family::Selection, head_dim: 64, value_dim: 64, ..class() };
         assert_eq!(a.distance(&d), Some(6.0));
     }
 
@@ -164,12 +214,17 @@ mod tests {
     fn another_level_or_element_type_says_nothing() {
         assert_eq!(class().distance(&Class { isa: "avx2".to_owned(), ..class() }), None);
         assert_eq!(class().distance(&Class { dtype: "bf16".to_owned(), ..class() }), None);
+        let wide = Class { head_dim: 129, ..class() };
+        assert_eq!([class().distance(&wide), wide.distance(&class())], [None; 2]);
+        assert!(wide.distance(&Class { head_dim: 512, ..class() }).is_some());
     }
 
     #[test]
     fn any_size_has_a_finite_distance() {
         let least = Class { head_dim: 0, value_dim: 0, keys: 0, queries: 0, ..class() };
-        let most = Class { head_dim: usize::MAX, value_dim: usize::MAX, keys: usize::MAX, queries: 1, ..class() };
+        let most = Class { head_dim: 1, value_dim: 255, keys: usize::MAX, queries: 1, ..class() };
+        let widest = Class { head_dim: usize::MAX, value_dim: usize::MAX, ..class() };
+        assert_eq!(widest.distance(&widest), Some(0.0));
         assert!(least.distance(&most).unwrap().is_finite());
         assert_eq!(least.distance(&Class { keys: 1, ..least.clone() }), Some(0.0));
     }

@@ -6,8 +6,8 @@ use std::path::Path;
 use crate::{Profile, ProfileError, check};
 
 /// Everything of `newer`, and of `older` what it does not contradict: the entries of classes that the newer one has not
-/// tuned, unless their key block is another one, which all entries of its group must share; and the machine card, if the
-/// newer one has none.
+/// tuned, unless their key block is another one, which all entries of its group must share; crossovers of kernels that the
+/// newer one has none for; and the machine card, if the newer one has none.
 ///
 /// Configurations are taken whole, never mixed. What is left out is what the newer one replaces. `path` is that of the
 /// older one, for the error.
@@ -18,7 +18,7 @@ pub fn merge(newer: Profile, older: Profile, path: &Path) -> Result<Profile, Pro
     check::same_machine(path, &older, &newer.machine)?;
     check::same_kernels(path, &older, &newer.tool.kernels_fingerprint)?;
     // Every field by name, so that a new one has to be thought of.
-    let Profile { schema: _, tool: _, fingerprint: _, machine: _, run, measured, card, entries } = older;
+    let Profile { schema: _, tool: _, fingerprint: _, machine: _, run, measured, card, entries, crossovers } = older;
     let mut merged = newer;
     let tuned: HashSet<_> = merged.entries.iter().map(|entry| entry.class.clone()).collect();
     let before = merged.entries.len();
@@ -37,6 +37,9 @@ pub fn merge(newer: Profile, older: Profile, path: &Path) -> Result<Profile, Pro
         merged.run.notes.extend(run.notes.into_iter().filter(|note| !note.contains(" entries are from a run that ")));
         merged.run.notes.truncate(MOST_NOTES);
     }
+    let measured_again = |merged: &Profile, kernel: &str| merged.crossovers.iter().any(|newer| newer.kernel == kernel);
+    let kept: Vec<_> = crossovers.into_iter().filter(|older| !measured_again(&merged, &older.kernel)).collect();
+    merged.crossovers.extend(kept);
     merged.measured = merged.measured.or(measured);
     merged.card = merged.card.or(card);
     Ok(merged)

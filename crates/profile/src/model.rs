@@ -47,6 +47,32 @@ pub fn tiles(caches: &Caches, query: TileQuery) -> Tiles {
     Tiles { key_block: key_block(caches, query), query_block: lanes.saturating_mul(register_tiles(caches, query)) }
 }
 
+/// Keys of a block of a rows kernel for elements of this many bytes, `group` rows of which share each load: so many that what is
+/// done once for a block takes little of the time, and more where more rows make a block of keys last longer.
+///
+/// On Zen 4, whose groups are 4 rows (AVX2) and 8 (AVX-512), each of these is within 8 % of the best block of any class. Half
+/// precision likes long blocks; bytes are read fastest a page of keys and a page of values at a time: with one query, 512 of
+/// them are up to a fifth slower.
+pub fn rows_key_block(element_bytes: usize, group: usize) -> usize {
+    let keys_per_row = match element_bytes {
+        0 | 1 => 8,
+        2 => 64,
+        _ => 32,
+    };
+    let keys = group.clamp(1, MOST_GROUP) * keys_per_row;
+    keys.next_multiple_of(ROWS_KEY_STEP)
+}
+
+/// More rows of a group make no longer blocks.
+const MOST_GROUP: usize = 8;
+
+/// Keys of a block of the rows kernel are a multiple of this.
+pub const ROWS_KEY_STEP: usize = 32;
+
+/// The most queries of a sequence that the rows kernel computes. It reads K and V once for all of them, where the lanes kernel
+/// would leave lanes idle. With 16, a vector of lanes is full (0.76 of the peak against 0.6 at 8192 keys, d 128, on Zen 4).
+pub const ROWS_UP_TO: usize = 15;
+
 /// Keys are taken in this many at least, and in multiples of it: 6 and 8, the register tiles that win, divide it.
 const KEY_STEP: usize = 48;
 
@@ -59,6 +85,23 @@ const MOST_REGISTER_TILES: usize = 32;
 /// Bytes of an f32, which is what scores, weights and outputs are whatever the type of the input. Inputs of half the
 /// size would leave room for longer blocks of keys, within the flat part of the optimum.
 const ELEMENT: usize = size_of::<f32>();
+
+/// Which register tile to use when nothing was measured, of a list with the best one of a roomy machine first: the first one
+/// of a single vector where it holds all queries, else the first one whose weights for 384 keys stay in L1d, else the first.
+/// Tiles are given as query rows and vectors.
+///
+/// On Zen 4 (32 KiB of L1d), one vector of 16 lanes and 384 keys are 0.7 to 7 % faster than two vectors, of which 240 keys fit,
+/// in every class; on Zen 5 (48 KiB) two vectors are.
+pub fn preferred_tile(
+    caches: &Caches,
+    queries: usize,
+    tiles: impl Iterator<Item = (usize, usize)> + Clone,
+) -> Option<usize> {
+    let narrow = |(rows, vectors): (usize, usize)| vectors == 1 && queries <= rows;
+    let fits = |(rows, _): (usize, usize)| MOST_KEYS.saturating_mul(bytes_of(rows)) <= caches.l1d_or_default();
+    let find = |wanted: &dyn Fn((usize, usize)) -> bool| tiles.clone().position(wanted);
+    find(&narrow).or_else(|| find(&fits)).or_else(|| find(&|_| true))
+}
 
 /// As many keys as fit: their weights in L1d, their rows in half of L2.
 ///
@@ -98,6 +141,57 @@ fn least_common_multiple(a: usize, b: usize) -> Option<usize> {
     (a / divisor).checked_mul(b)
 }
 
+/// A lanes kernel with block sizes, and the sizes of a problem: what the model predicts a time for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelCost {
+    /// The kernel and the dimensions.
+    pub tile: TileQuery,
+    /// Vectors of lanes of its register tile.
+    pub vectors_per_tile: usize,
+    /// Keys of a block.
+    pub key_block: usize,
+    /// Query rows of a block.
+    pub query_block: usize,
+    /// Query rows of the problem.
+    pub queries: usize,
+    /// Keys of the problem.
+    pub keys: usize,
+}
+
+impl KernelCost {
+    /// The predicted time over the least that the multiply-add peak allows, 1 or more. It tells what cannot win from what may;
+    /// what wins is measured.
+    ///
+    /// Lanes without a query; loads of a register tile beyond those that go along with the multiply-adds; outputs that are
+    /// loaded and stored once per block of keys; weights that leave L1; keys and values that come through once per block of
+    /// queries, from beyond L2.
+    pub fn over_peak(&self, caches: &Caches) -> f64 {
+        let Self { tile, vectors_per_tile, key_block, query_block, queries, keys } = *self;
+        let [rows, queries, keys] = [tile.lanes_per_tile, queries, keys].map(|n| n.max(1) as f64);
+        let [key_block, query_block] = [key_block, query_block].map(|n| n.max(1) as f64);
+        let (vectors, columns) = (vectors_per_tile.max(1) as f64, tile.keys_per_tile.max(1) as f64);
+        let lanes = (queries / rows).ceil() * rows / queries;
+        // Loads over multiply-adds, of which the ports take as many at once.
+        let loads = ((vectors + columns) / (vectors * columns)).max(1.0);
+        let multiply_adds = 2.0 * key_block.min(keys);
+        let outputs = OUTPUT_CYCLES / multiply_adds;
+        let weights = key_block.min(keys) * rows * ELEMENT as f64;
+        let spill = if weights > caches.l1d_or_default() as f64 { WEIGHTS_BEYOND_L1 } else { 0.0 };
+        // Bytes of keys and values for the operations of a block of queries, in cycles of a vector of multiply-adds.
+        let traffic = vectors / (query_block.min(queries) / rows).max(1.0) / rows * TRAFFIC_CYCLES;
+        lanes * (loads + outputs + spill) + traffic
+    }
+}
+
+/// Multiply-adds that could be done while a vector of outputs is loaded, scaled and stored.
+const OUTPUT_CYCLES: f64 = 12.0;
+
+/// What it costs when the weights of a register tile do not stay in L1.
+const WEIGHTS_BEYOND_L1: f64 = 0.02;
+
+/// Multiply-adds of a vector that could be done while an element of K and V comes from beyond L2.
+const TRAFFIC_CYCLES: f64 = 0.6;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +215,25 @@ mod tests {
         let zen5 = caches(48 << 10, 1 << 20);
         assert_eq!(tiles(&zen5, query(32, 8, 128)), Tiles { key_block: 384, query_block: 512 });
         assert_eq!(tiles(&zen5, query(32, 8, 64)), Tiles { key_block: 384, query_block: 1024 });
+    }
+
+    #[test]
+    fn blocks_of_the_rows_kernel() {
+        let blocks = |group| [1, 2, 4].map(|bytes| rows_key_block(bytes, group));
+        assert_eq!([blocks(4), blocks(8)], [[32, 256, 128], [64, 512, 256]]);
+        for group in 0..20 {
+            assert!(blocks(group).iter().all(|keys| keys % ROWS_KEY_STEP == 0 && (32..=512).contains(keys)));
+        }
+    }
+
+    #[test]
+    fn the_preferred_tile_keeps_its_weights_in_l1() {
+        let avx512 = [(32, 2), (32, 2), (16, 1)];
+        let preferred = |l1d: usize, queries| preferred_tile(&caches(l1d, 1 << 20), queries, avx512.into_iter());
+        assert_eq!([preferred(48 << 10, 500), preferred(32 << 10, 500)], [Some(0), Some(2)]);
+        assert_eq!([preferred(48 << 10, 16), preferred(48 << 10, 17)], [Some(2), Some(0)]);
+        assert_eq!(preferred(8 << 10, 500), Some(0), "nothing fits");
+        assert_eq!(preferred_tile(&caches(0, 0), 1, [].into_iter()), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Card, Class, Machine};
+use crate::{Card, Class, ClassRef, Machine};
 
 /// The version of the file format that this crate writes, and the only one that it reads.
 ///
@@ -34,28 +34,68 @@ pub struct Profile {
     pub card: Option<Card>,
     /// The choices, one for each class that was tuned. The order matters only between equally near classes.
     pub entries: Vec<Entry>,
+    /// Up to how many queries the rows kernel is used, one for each level and element type where that was measured. Absent
+    /// from files of programs that did not measure it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub crossovers: Vec<Crossover>,
 }
 
 impl Profile {
     /// A profile of this machine with no entries yet.
     pub fn new(tool: Tool, machine: Machine, run: Run) -> Self {
         let fingerprint = machine.fingerprint();
-        Self { schema: SCHEMA, tool, fingerprint, machine, run, measured: None, card: None, entries: Vec::new() }
+        let (entries, crossovers) = (Vec::new(), Vec::new());
+        Self { schema: SCHEMA, tool, fingerprint, machine, run, measured: None, card: None, entries, crossovers }
     }
 
-    /// The entry of the class nearest to the one wanted, by [`Class::distance`]; the first of those equally near.
+    /// The entry to use for a class: that of the nearest class, by [`ClassRef::distance`], or of its neighbour on the other
+    /// side of the one wanted, whichever configuration loses least where it loses most. The first of those equally near.
     ///
     /// `None` only if no entry is for this level and element type. Configurations are used whole: a mean of two good
     /// ones can be a bad one.
     pub fn lookup(&self, wanted: &Class) -> Option<&Entry> {
-        let mut nearest: Option<(f64, &Entry)> = None;
-        for entry in &self.entries {
+        let found = self.lookup_where(wanted.borrowed(), |_| true);
+        found.map(|index| &self.entries[index])
+    }
+
+    /// The same among the entries whose configuration can be had, as an index into [`Profile::entries`].
+    pub fn lookup_where(&self, wanted: ClassRef<'_>, can: impl Fn(&Config) -> bool) -> Option<usize> {
+        let (distance, near) = self.nearest(wanted, |entry| can(&entry.config))?;
+        let first = &self.entries[near];
+        if distance == 0.0 {
+            return Some(near);
+        }
+        // Beyond: as far from the nearest one as what is wanted, or farther, in the same family and under the same mask.
+        let beyond = |entry: &Entry| {
+            let of_kind = entry.class.family == first.class.family && entry.class.mask == first.class.mask;
+            let apart = first.class.distance(&entry.class).unwrap_or(0.0);
+            let far = wanted.distance(&entry.class).is_some_and(|far| far <= apart);
+            of_kind && entry.config != first.config && apart >= distance && far && can(&entry.config)
+        };
+        let Some((_, other)) = self.nearest(wanted, beyond) else { return Some(near) };
+        let second = &self.entries[other];
+        match (first.loss_of(&second.config), second.loss_of(&first.config)) {
+            // The loss of the second choice at the first class, and of the first at the second.
+            (Some(second_loses), Some(first_loses)) if second_loses < first_loses => Some(other),
+            _ => Some(near),
+        }
+    }
+
+    fn nearest(&self, wanted: ClassRef<'_>, takes: impl Fn(&Entry) -> bool) -> Option<(f64, usize)> {
+        let mut nearest: Option<(f64, usize)> = None;
+        for (index, entry) in self.entries.iter().enumerate() {
             let Some(distance) = wanted.distance(&entry.class) else { continue };
-            if nearest.is_none_or(|(least, _)| distance < least) {
-                nearest = Some((distance, entry));
+            if nearest.is_none_or(|(least, _)| distance < least) && takes(entry) {
+                nearest = Some((distance, index));
             }
         }
-        nearest.map(|(_, entry)| entry)
+        nearest
+    }
+
+    /// The most queries of a sequence that the rows kernel of this name gets; `None` if that was not measured.
+    pub fn crossover(&self, rows_kernel: &str) -> Option<usize> {
+        let found = self.crossovers.iter().find(|crossover| crossover.kernel == rows_kernel);
+        found.map(|crossover| crossover.rows_up_to)
     }
 }
 
@@ -124,8 +164,28 @@ pub struct Entry {
     pub samples: usize,
     /// The best of the others, if there was another.
     pub runner_up: Option<RunnerUp>,
+    /// What was chosen for other classes, and what it takes here: what lies between two classes is decided by it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rivals: Vec<RunnerUp>,
     /// Why this one was chosen, in one sentence.
     pub why: String,
+}
+
+impl Entry {
+    /// What the configuration takes in this class over what the chosen one takes; `None` if that was not measured.
+    fn loss_of(&self, config: &Config) -> Option<f64> {
+        let measured = self.rivals.iter().chain(&self.runner_up);
+        measured.into_iter().find(|rival| rival.config == *config).map(|rival| rival.ratio)
+    }
+}
+
+/// Up to how many queries the rows kernel is used. It decides the order of summation, so there is one for all classes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Crossover {
+    /// Name of the rows kernel, which says level and element type.
+    pub kernel: String,
+    /// The most queries of a sequence that it gets; those with more go to a lanes kernel.
+    pub rows_up_to: usize,
 }
 
 /// What came second.
@@ -144,8 +204,16 @@ pub struct Config {
     pub kernel: String,
     /// Keys of one block.
     pub key_block: usize,
-    /// Query rows of one block.
+    /// Query rows of one block; of a rows kernel, those that share each load.
     pub query_block: usize,
+}
+
+impl Config {
+    /// Whether its kernel is one for few queries: `{isa}_rows_{element type}`, where the others are called
+    /// `{isa}_lanes_{element type}_{tile}`.
+    pub fn takes_rows(&self) -> bool {
+        self.kernel.contains("_rows_")
+    }
 }
 
 /// What the caller's kernels are called and accept; a profile is checked against it before anything is used.
@@ -208,6 +276,7 @@ mod tests {
             ratio_to_model: 1.0,
             samples: 12,
             runner_up: None,
+            rivals: Vec::new(),
             why: "measured".to_owned(),
         }
     }
@@ -227,6 +296,25 @@ mod tests {
         assert_eq!(block(800), 384);
         assert_eq!(block(usize::MAX), 384);
         assert_eq!(block(0), 96);
+    }
+
+    #[test]
+    fn between_two_classes_the_choice_that_loses_least() {
+        let with = |mut entry: Entry, key_block, ratio| {
+            let config = Config { key_block, ..entry.config.clone() };
+            entry.rivals.push(RunnerUp { config, ratio });
+            entry
+        };
+        // The choice for 256 keys loses a tenth at 4096, that for 4096 a hundredth at 256.
+        let profile = profile(vec![with(entry(class(256), 96), 384, 1.01), with(entry(class(4096), 384), 96, 1.1)]);
+        let block = |keys| profile.lookup(&class(keys)).unwrap().config.key_block;
+        assert_eq!([block(256), block(300), block(2000), block(4096)], [96, 384, 384, 384]);
+        // Not between them.
+        assert_eq!([block(64), block(1 << 20)], [96, 384]);
+        // What cannot be had is not there.
+        let only = profile.lookup_where(class(4096).borrowed(), |config| config.key_block == 96);
+        assert_eq!(only, Some(0));
+        assert_eq!(profile.lookup_where(class(256).borrowed(), |_| false), None);
     }
 
     #[test]

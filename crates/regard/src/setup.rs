@@ -1,6 +1,6 @@
 //! What the library knows of the machine: its level, its caches and cores, and the profile that was made for it.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use regard_kernels::table;
 use regard_profile::{Found, KernelSet, Machine, Profile};
@@ -13,8 +13,8 @@ pub struct Setup {
     pub level: Level,
     /// Caches and cores.
     pub machine: Machine,
-    /// Tuned data for this machine, if there are any.
-    pub profile: Option<Profile>,
+    /// Tuned data for this machine, if there are any; plans share it.
+    pub profile: Option<Arc<Profile>>,
 }
 
 impl Setup {
@@ -31,7 +31,7 @@ impl Setup {
             Found::None => None,
             Found::Loaded { profile, fit, .. } => {
                 machine = machine.completed_by(&profile, fit);
-                Some(*profile)
+                Some(Arc::from(profile))
             }
             Found::Rejected { error, .. } => {
                 log::warn!("profile set aside: {error}");

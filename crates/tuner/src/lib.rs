@@ -10,6 +10,7 @@
 pub mod inputs;
 pub mod machine;
 pub mod measure;
+pub mod noise;
 pub mod pin;
 pub mod search;
 pub mod shapes;

@@ -30,7 +30,7 @@ pub use ceiling::{Arithmetic, Ceilings, FmaProbe, Probes, ReadProbe, fastest_way
 pub use compare::{Comparison, RoundRobin, compare, round_robin, round_robin_within};
 pub use regard_simd::probe::ReadWay;
 
-use self::stopwatch::Stopwatch;
+pub(crate) use self::stopwatch::Stopwatch;
 use crate::stats::median;
 
 /// The shortest sample of timed work, in seconds: a thousand times what reading the clock costs, and more.

@@ -1,12 +1,16 @@
 //! `regard explain`: the plan for a problem, and why.
 
+mod tuned;
+
 use std::collections::HashMap;
 
 use clap::Args;
 use regard::{Dtype, Plan, Problem, Sequence, Shape};
 use regard_profile::{Class, Entry};
+use regard_tuner::search::Trials;
 use serde::Serialize;
 
+use self::tuned::Prediction;
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::output;
@@ -16,6 +20,9 @@ use crate::setup;
 use crate::shape_args::{ShapeArgs, Stand};
 
 /// Shows which kernel and which blocks a problem would be computed with, and why. Nothing is computed or measured.
+///
+/// What the analytic model expects, which roof of the machine binds, and, where the machine was tuned, what became of every
+/// candidate of the contest that decided: who went out when, and the run-offs with their intervals.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct ExplainArgs {
@@ -58,7 +65,7 @@ struct Explanation<'a> {
     visible_pairs: f64,
     flops: f64,
     kv_bytes: f64,
-    class: &'a Class,
+    class: Class,
     isa: &'static str,
     kernel: &'static str,
     key_block: usize,
@@ -69,7 +76,10 @@ struct Explanation<'a> {
     threads: usize,
     workspace_bytes: usize,
     why: String,
+    prediction: Prediction,
     profile_entry: Option<&'a Entry>,
+    /// The log of the contest that the entry comes from.
+    contest: Option<Trials>,
 }
 
 /// Runs the command.
@@ -86,11 +96,14 @@ pub(crate) fn run(args: ExplainArgs, global: &Global) -> Result<(), CliError> {
     let shape = problem.shape();
     let visible_pairs = visible_pairs(&problem);
     let flops = visible_pairs * 2.0 * (shape.head_dim + shape.value_dim) as f64;
+    let prediction = Prediction::new(&plan, &problem, &setup, flops);
+    let contest = tuned::contest(&plan, &setup);
     if !global.json {
         let work = format!("{} over {visible_pairs} visible pairs", describe(flops));
         let workspace = plan.workspace_bytes(threads);
         let more = format!("work         {work}\nthreads      {threads}: {workspace} bytes of workspace");
-        return output::text(format!("{}\n{more}", plan.explain()));
+        let story = contest.map_or_else(String::new, |contest| format!("\n{}", tuned::story(&contest)));
+        return output::text(format!("{}\n{more}\n{}{story}", plan.explain(), prediction.text()));
     }
     let Shape { batch, query_heads, kv_heads, queries, keys, head_dim, value_dim, .. } = shape;
     output::json(&Explanation {
@@ -119,7 +132,9 @@ pub(crate) fn run(args: ExplainArgs, global: &Global) -> Result<(), CliError> {
         threads,
         workspace_bytes: plan.workspace_bytes(threads),
         why: plan.why().to_string(),
+        prediction,
         profile_entry: plan.profile_entry(),
+        contest,
     })
 }
 

@@ -20,7 +20,7 @@ pub(crate) fn detect(no_profile: bool) -> Result<Setup, CliError> {
             Found::None => None,
             Found::Loaded { profile, fit, .. } => {
                 machine = machine.completed_by(&profile, fit);
-                Some(*profile)
+                Some(profile.into())
             }
             Found::Rejected { error, .. } => {
                 return Err(CliError::Input(format!("{error}; --no-profile computes without it")));

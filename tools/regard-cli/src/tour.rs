@@ -62,6 +62,9 @@ struct Row {
     passed: bool,
 }
 
+/// Seconds for the quick profile: a part of what `regard tune --quick` takes.
+const TUNING_SECONDS: f64 = 15.0;
+
 /// Runs the tour.
 pub(crate) fn run(global: &Global) -> Result<(), CliError> {
     let card = Card::detect()?;
@@ -74,14 +77,14 @@ pub(crate) fn run(global: &Global) -> Result<(), CliError> {
     say(global, &card.to_text(), &card)?;
 
     let mut reporter = Reporter::new();
-    let search = Search::new(level, &machine, Effort::Quick);
+    let search = Search::new(level, &machine, Effort::Quick).seconds(TUNING_SECONDS);
     let mut show = |fraction: f64, what: &str| reporter.show(0.5 * fraction, &format!("profile: {what}"));
-    let profile = pin::pinned(|| search.run(&mut |progress| show(progress.fraction, progress.what))).value;
+    let profile = pin::pinned(|| search.run(&mut |progress| show(progress.fraction, progress.what))).value.profile;
     reporter.clear();
     say(global, &describe(&profile), &profile)?;
 
     let mut reporter = Reporter::new();
-    let setup = Setup { level, machine, profile: Some(profile) };
+    let setup = Setup { level, machine, profile: Some(profile.into()) };
     let levels = Level::available().iter().rev().filter(|other| other.isa() <= level.isa());
     let levels: Vec<Level> = levels.copied().collect();
     let weightings = weightings();

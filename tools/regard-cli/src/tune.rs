@@ -1,16 +1,21 @@
 //! `regard tune`: a profile of this machine.
 
+mod again;
+mod trials;
+
 use std::fmt::Write;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use regard::{Isa, Level, kernel_set};
 use regard_profile::{Card, Confidence, Entry, Machine, Profile, default_path};
 use regard_tuner::pin;
-use regard_tuner::search::{Effort, Search};
+use regard_tuner::search::{Effort, Found, Progress, Search};
 use serde::Serialize;
 
+pub(crate) use self::trials::read as read_trials;
 use crate::cli::Global;
 use crate::error::CliError;
 use crate::output;
@@ -21,15 +26,35 @@ use crate::setup::Threads;
 ///
 /// Every candidate is checked against f64 before it is timed; all are timed in turns on one pinned core; the analytic
 /// model's choice stays unless another one is faster beyond doubt. Entries of other levels in the profile are kept.
+///
+/// Ctrl-C ends the search early and keeps what it has found; --resume goes on from there.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(crate) struct TuneArgs {
-    /// Fewer classes of problems, and shorter sequences
-    #[arg(long)]
+    /// The most important classes of problems, in 30 seconds
+    #[arg(long, conflicts_with_all = ["thorough", "exhaustive"])]
     quick: bool,
-    /// Time for the search [default: 60, with --quick 12]; whenever it ends, the profile is valid
+    /// 5 minutes instead of 60 seconds
+    #[arg(long, conflicts_with = "exhaustive")]
+    thorough: bool,
+    /// First time every candidate of every class, then search, and say how far the choices are from the best
+    #[arg(long)]
+    exhaustive: bool,
+    /// With --exhaustive: keep all samples in this file; if it exists, go on with it
+    #[arg(long, value_name = "FILE", requires = "exhaustive")]
+    record: Option<PathBuf>,
+    /// Time for the search [default: 60, with --quick 30, with --thorough 300]; whenever it ends, the profile is valid
     #[arg(long, value_parser = crate::bench::seconds, allow_negative_numbers = true, value_name = "SECONDS")]
     budget: Option<f64>,
+    /// Keep the entries that the profile has for this level, and search for those that it lacks
+    #[arg(long, conflicts_with = "exhaustive")]
+    resume: bool,
+    /// Write no profile, and fail, if the machine was too noisy for its timings to be trusted
+    #[arg(long)]
+    strict: bool,
+    /// Search twice, time the choices of both against each other, and fail if they differ by more than 2 %; writes no file
+    #[arg(long, conflicts_with_all = ["exhaustive", "resume"])]
+    self_check: bool,
     /// The profile to write [default: REGARD_PROFILE, or the file of this machine in the user's data directory]
     #[arg(long, value_name = "PATH")]
     out: Option<PathBuf>,
@@ -42,13 +67,16 @@ pub(crate) struct TuneArgs {
 }
 
 const AFTER_HELP: &str = "\
-Columns of the table: the speed in GFLOP/s over visible pairs, its fraction of the FMA peak of the level, and the time
+Columns of the table: the speed in GFLOP/s over visible pairs, its fraction of the peak of the level, and the time
 over that of the analytic model's choice (less than 1 is a gain).
 
 Examples:
   regard tune
   regard tune --quick
   regard tune --isa all --budget 120
+  regard tune --resume
+  regard tune --self-check --quick
+  regard tune --exhaustive --record samples.regard
   regard tune --dry-run --json";
 
 /// What came of it.
@@ -56,56 +84,74 @@ Examples:
 struct Summary<'a> {
     path: Option<&'a Path>,
     written: bool,
+    complete: bool,
     profile: &'a Profile,
 }
+
+/// Set by Ctrl-C.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// The exit code of a program that Ctrl-C ended.
+const INTERRUPTED: i32 = 130;
 
 /// Runs the command.
 pub(crate) fn run(args: TuneArgs, global: &Global) -> Result<(), CliError> {
     let levels = args.levels()?;
     let machine = Machine::detect();
-    let path = args.out.clone().or_else(|| default_path(&machine));
-    let path = match path {
-        _ if args.dry_run => None,
-        Some(path) => Some(path),
-        None => {
-            return Err(CliError::Input(
-                "there is no home directory to keep the profile in: say --out PATH".to_owned(),
-            ));
+    let path = args.path(&machine)?;
+    // The first one ends the search, the second one everything. Without a handler, Ctrl-C loses the search and no more.
+    let _ = ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED);
         }
-    };
-    // Better now than after a minute.
-    if let Some(path) = path.as_ref().filter(|path| path.is_dir()) {
-        return Err(not_a_file(path));
+    });
+    if args.self_check {
+        return again::run(&args, levels[0], &machine, global);
     }
+    // A profile that cannot be used is replaced.
+    let old = path.as_ref().and_then(|path| regard_profile::load(path, &machine, &kernel_set()).ok());
+    let earlier = old.as_ref().filter(|_| args.resume);
+    let recorded = if args.exhaustive { again::record(&args, levels[0], &machine)? } else { None };
 
-    let mut profile = search(&levels, &machine, &args);
+    let found = search(&levels, &machine, &args, earlier);
+    let of_levels = |isa: &str| levels.iter().any(|level| level.isa().name() == isa);
+    let mut profile = found.profile;
+    let entries = profile.entries.len();
     // A quick run leaves out what takes some seconds more, and keeps the card that is there.
-    if !args.quick && !profile.entries.is_empty() {
+    if !args.quick && entries > 0 {
         profile.card = Some(card(&machine)?);
     }
-    let mut kept = Vec::new();
-    if let Some(path) = &path {
-        // A profile that cannot be used is replaced.
-        let old = regard_profile::load(path, &machine, &kernel_set());
-        kept = old.map_or_else(|_| Vec::new(), |old| old.entries);
-        kept.retain(|entry| !levels.iter().any(|level| level.isa().name() == entry.class.isa));
+    if let Some(old) = old {
+        profile.entries.extend(old.entries.into_iter().filter(|entry| !of_levels(&entry.class.isa)));
+        let has = |profile: &Profile, kernel: &str| profile.crossover(kernel).is_some();
+        let kept = old.crossovers.into_iter().filter(|old| !has(&profile, &old.kernel)).collect::<Vec<_>>();
+        let of_others = |kernel: &str| !levels.iter().any(|level| kernel.starts_with(level.isa().name()));
+        profile.crossovers.extend(kept.into_iter().filter(|old| of_others(&old.kernel)));
     }
-    let found = profile.entries.len();
-    let profile = Profile { entries: profile.entries.iter().cloned().chain(kept).collect(), ..profile };
+    if args.strict && profile.run.confidence == Confidence::Low {
+        let reasons = profile.run.notes.join("; ");
+        return Err(CliError::Failed(format!("low confidence, and no profile was written: {reasons}")));
+    }
     // A file without entries would only take the place of one that has some.
     let written = match &path {
-        Some(path) if found > 0 => {
+        Some(path) if entries > 0 => {
             save(path, &profile)?;
+            trials::append(path, &found.trials)?;
             true
         }
         _ => false,
     };
     if global.json {
-        output::json(&Summary { path: path.as_deref(), written, profile: &profile })?;
+        let summary = Summary { path: path.as_deref(), written, complete: found.complete, profile: &profile };
+        output::json(&summary)?;
     } else {
-        output::text(describe(&profile, path.as_deref().filter(|_| written)))?;
+        let mut text = describe(&profile, path.as_deref().filter(|_| written));
+        if let Some(record) = &recorded {
+            text += &again::regret(record, &profile);
+        }
+        output::text(text)?;
     }
-    if found == 0 {
+    if entries == 0 {
         return Err(CliError::Failed("the time was too short for any class, and no profile was written".to_owned()));
     }
     Ok(())
@@ -115,35 +161,80 @@ impl TuneArgs {
     fn levels(&self) -> Result<Vec<Level>, CliError> {
         Ok(match self.isa.as_deref() {
             None => vec![Level::from_env()?],
+            Some("all") if self.self_check || self.exhaustive => {
+                return Err(CliError::Usage("--self-check and --exhaustive take one level at a time".to_owned()));
+            }
             // The best first.
             Some("all") => Level::available().iter().rev().copied().collect(),
             Some(name) => vec![Level::of(name.parse::<Isa>()?)?],
         })
     }
+
+    /// Where the profile goes, if anywhere.
+    fn path(&self, machine: &Machine) -> Result<Option<PathBuf>, CliError> {
+        if self.dry_run || self.self_check {
+            return Ok(None);
+        }
+        let Some(path) = self.out.clone().or_else(|| default_path(machine)) else {
+            let reason = "there is no home directory to keep the profile in: say --out PATH";
+            return Err(CliError::Input(reason.to_owned()));
+        };
+        // Better now than after a minute.
+        if path.is_dir() { Err(not_a_file(&path)) } else { Ok(Some(path)) }
+    }
+
+    fn effort(&self) -> Effort {
+        match self {
+            Self { quick: true, .. } => Effort::Quick,
+            Self { thorough: true, .. } => Effort::Thorough,
+            _ => Effort::Default,
+        }
+    }
+
+    /// The search of a level, when there are so many.
+    fn search<'a>(&self, level: Level, machine: &'a Machine, levels: usize) -> Search<'a> {
+        let effort = self.effort();
+        let seconds = self.budget.unwrap_or(effort.seconds()) / levels as f64;
+        Search::new(level, machine, effort).seconds(seconds).stop(&STOP)
+    }
 }
 
 /// Searches each level on one core, and puts the profiles together.
-fn search(levels: &[Level], machine: &Machine, args: &TuneArgs) -> Profile {
-    let effort = if args.quick { Effort::Quick } else { Effort::Full };
-    let seconds = args.budget.unwrap_or(effort.seconds()) / levels.len() as f64;
+fn search(levels: &[Level], machine: &Machine, args: &TuneArgs, earlier: Option<&Profile>) -> Found {
     let mut reporter = Reporter::new();
-    let mut profiles = pin::pinned(|| {
+    let mut all = pin::pinned(|| {
         let search = |(i, level): (usize, &Level)| {
-            Search::new(*level, machine, effort).seconds(seconds).run(&mut |progress| {
-                reporter.show((i as f64 + progress.fraction) / levels.len() as f64, progress.what);
+            let search = args.search(*level, machine, levels.len());
+            let search = if let Some(earlier) = earlier { search.resume(earlier) } else { search };
+            search.run(&mut |progress| {
+                reporter.show((i as f64 + progress.fraction) / levels.len() as f64, &what(progress));
             })
         };
         levels.iter().enumerate().map(search).collect::<Vec<_>>().into_iter()
     })
     .value;
-    let mut profile = profiles.next().expect("there is a level");
-    for other in profiles {
-        profile.entries.extend(other.entries);
-        profile.run.seconds += other.run.seconds;
-        profile.run.confidence = profile.run.confidence.min(other.run.confidence);
-        profile.run.notes.extend(other.run.notes);
+    let mut found = all.next().expect("there is a level");
+    let profile = &mut found.profile;
+    for other in all {
+        profile.entries.extend(other.profile.entries);
+        profile.crossovers.extend(other.profile.crossovers);
+        profile.run.seconds += other.profile.run.seconds;
+        profile.run.confidence = profile.run.confidence.min(other.profile.run.confidence);
+        profile.run.notes.extend(other.profile.run.notes);
+        found.trials.extend(other.trials);
+        found.complete &= other.complete;
     }
-    profile
+    found
+}
+
+/// What is done now, with the time left and the leader.
+pub(crate) fn what(progress: Progress<'_>) -> String {
+    let Progress { what, leader, seconds_left, .. } = progress;
+    let mut text = format!("{seconds_left:.0} s left  {what}");
+    if let Some(config) = leader {
+        let _ = write!(text, ": {} {} x {} leads", config.kernel, config.query_block, config.key_block);
+    }
+    text
 }
 
 fn not_a_file(path: &Path) -> CliError {
@@ -180,6 +271,9 @@ fn describe(profile: &Profile, path: Option<&Path>) -> String {
     let _ = writeln!(text, "\nconfidence  {confidence}; {:.0} s", run.seconds);
     for note in &run.notes {
         let _ = writeln!(text, "note        {note}");
+    }
+    for crossover in &profile.crossovers {
+        let _ = writeln!(text, "few queries {}: up to {} of a sequence", crossover.kernel, crossover.rows_up_to);
     }
     let _ = match path {
         Some(path) => write!(text, "wrote       {}", path.display()),

@@ -34,6 +34,7 @@ fn profile() -> Profile {
         ratio_to_model: 0.9,
         samples: 9,
         runner_up: None,
+        rivals: Vec::new(),
         why: "a test says so".to_owned(),
     };
     let tool =

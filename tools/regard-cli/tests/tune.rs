@@ -33,8 +33,12 @@ fn the_profile_is_written_and_used() {
     assert!(std::path::Path::new(path).starts_with(place.path("regard")), "{path}");
     let entries = summary["profile"]["entries"].as_array().unwrap();
     assert!(!entries.is_empty());
-    let key_block = &entries[0]["config"]["key_block"];
-    assert!(entries.iter().all(|entry| entry["config"]["key_block"] == *key_block));
+    let of_lanes = |entry: &&Value| {
+        let kernel = entry["config"]["kernel"].as_str().unwrap();
+        kernel.contains("_lanes_f32") && entry["class"]["dtype"] == "f32"
+    };
+    let key_block = &entries.iter().find(of_lanes).unwrap()["config"]["key_block"];
+    assert!(entries.iter().filter(of_lanes).all(|entry| entry["config"]["key_block"] == *key_block));
     assert!(summary["profile"]["measured"]["read_gbytes_per_s"].as_f64().unwrap() > 0.0);
 
     let info: Value = serde_json::from_str(&place.succeed(&["info", "--json"])).unwrap();
@@ -43,6 +47,23 @@ fn the_profile_is_written_and_used() {
     let plan: Value = serde_json::from_str(&place.succeed(&["explain", "--json"])).unwrap();
     assert_eq!(plan["key_block"], *key_block);
     assert!(plan["why"].as_str().unwrap().contains("profile entry"));
+    // The first class that is tuned, and its story.
+    let shape = ["--queries", "512", "--head-dim", "64", "--heads", "1"];
+    let plan: Value = serde_json::from_str(&place.succeed(&[&["explain", "--json"][..], &shape].concat())).unwrap();
+    assert_eq!(
+        plan["profile_entry"]["config"],
+        plan["contest"]["trials"].as_array().unwrap().last().unwrap()["config"]
+    );
+    assert!(["arithmetic", "memory"].contains(&plan["prediction"]["roof"].as_str().unwrap()));
+    let text = place.succeed(&[&["explain"][..], &shape].concat());
+    for part in ["model        0.", "roof         ", "contest      ", "chosen"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    // There is nothing to be done any more for what is done.
+    let again = json(&place, &["tune", "--quick", "--resume", "--budget", BUDGET, "--json"]);
+    for entry in entries {
+        assert!(again["profile"]["entries"].as_array().unwrap().contains(entry));
+    }
     let plan: Value = serde_json::from_str(&place.succeed(&["explain", "--json", "--no-profile"])).unwrap();
     assert!(plan["profile_entry"].is_null());
 }
@@ -84,6 +105,40 @@ fn bad_options_are_one_line() {
     let homeless = place.command(&["tune"]).env_remove("XDG_DATA_HOME").env_remove("HOME").output().unwrap();
     assert!(failed(&homeless, 3).contains("--out"));
     assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn a_noisy_machine_is_refused_if_that_was_asked_for() {
+    let place = Place::new();
+    // A search without time has no canaries to hear, which is as little to be trusted as any.
+    assert!(failed(&place.run(&["tune", "--quick", "--budget", "0", "--strict"]), 1).contains("low confidence"));
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn a_search_is_compared_with_another_one() {
+    let place = Place::new();
+    let output = place.run(&["tune", "--quick", "--budget", BUDGET, "--self-check", "--json"]);
+    // Whether two searches agree on a busy machine is not for this test to say; that all classes are compared is.
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = found.as_array().unwrap();
+    assert!(!found.is_empty());
+    for class in found {
+        let speedup = class["speedup"].as_f64().unwrap();
+        assert!(speedup > 0.2 && speedup < 5.0, "{class}");
+        assert!(class["agrees"] == true || class["same"] == false);
+    }
+    assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn a_record_that_is_none_is_refused() {
+    let place = Place::new();
+    let file = place.path("samples");
+    std::fs::write(&file, "nothing").unwrap();
+    let args = ["tune", "--exhaustive", "--record", file.to_str().unwrap(), "--dry-run"];
+    assert!(place.fail(&args, 3).contains("not a record"));
+    assert!(place.fail(&["tune", "--record", file.to_str().unwrap()], 2).contains("--exhaustive"));
 }
 
 #[test]

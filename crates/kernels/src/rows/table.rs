@@ -120,6 +120,19 @@ level!(
 
 /// The most elements of a query for which kernels of int8 that need an extension have 12 bits of fixed point and a sign.
 pub const FIXED_COLUMNS: usize = 4096;
+/// The names of all rows kernels of this architecture.
+pub(crate) fn rows_names() -> impl Iterator<Item = &'static str> {
+    let lists = [
+        PORTABLE,
+        #[cfg(target_arch = "x86_64")]
+        AVX2,
+        #[cfg(target_arch = "x86_64")]
+        AVX512,
+        #[cfg(target_arch = "aarch64")]
+        NEON,
+    ];
+    lists.into_iter().flatten().map(|kernel| kernel.name)
+}
 
 /// The rows kernels of a level that this machine can run. The level's token proves that it has the level.
 pub fn rows_kernels(level: Level) -> impl Iterator<Item = &'static RowsKernel> {

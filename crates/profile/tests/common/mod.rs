@@ -66,6 +66,7 @@ pub(crate) fn entry(keys: usize) -> Entry {
         ratio_to_model: 0.93,
         samples: 60,
         runner_up: Some(RunnerUp { config: config("lanes_1x16"), ratio: 1.011 }),
+        rivals: vec![RunnerUp { config: config("lanes_1x16"), ratio: 1.02 }],
         why: "first of two in the runoff".to_owned(),
     }
 }

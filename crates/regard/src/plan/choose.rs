@@ -3,52 +3,49 @@
 use regard_kernels::launch::Choice;
 use regard_kernels::table::{KEY_BLOCKS, Kernel, kernels, rows_kernel};
 use regard_kernels::tensor::Dtype;
-use regard_profile::{Class, Config, TileQuery, tiles};
+use regard_profile::{
+    Caches, ClassRef, Config, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, preferred_tile, rows_key_block, tiles,
+};
 use regard_simd::Level;
 
-use super::Reason;
 use crate::options::Numerics;
 use crate::{Problem, Setup, Shape};
 
 /// Keys of a block of the lanes kernel under [`Numerics::Portable`]: what the model gives for caches of 48 KiB and more.
 const PORTABLE_KEY_BLOCK: usize = 384;
 
-/// Keys of a block of the rows kernel: 64 of f32, and as many more as elements are smaller, so that what is done once for a
-/// block takes the same part of the time. On Zen 4, blocks of 256 f32 are a tenth slower than of 64, and those of 64 bytes
-/// are slower by a twentieth than of 192.
-const fn rows_key_block(dtype: Dtype) -> usize {
-    64 * size_of::<f32>() / dtype.bytes()
-}
-
-/// The most queries of a sequence that the rows kernel computes. It reads K and V once for all of them, where the lanes kernel
-/// would leave lanes idle. With 16, a vector of lanes is full (0.76 of the peak against 0.6 at 8192 keys, d 128, on Zen 4).
-const ROWS_UP_TO: usize = 15;
-
 /// Threads wait for the last task: with this many, not for long on the cores of a small machine. Not the number of
 /// threads, as a plan does not depend on who runs it.
 const FEW_TASKS: usize = 8;
 
-pub(super) fn choose(problem: &Problem<'_>, level: Level, class: &Class, setup: &Setup) -> (Choice, Reason) {
+/// What is chosen, and the entry of the profile that decided it, if one did, for the lanes kernel and for the rows kernel.
+pub(super) struct Chosen {
+    pub(super) choice: Choice,
+    pub(super) entries: [Option<usize>; 2],
+}
+
+pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, setup: &Setup) -> Chosen {
     let numerics = problem.options.numerics;
-    let list: Vec<&'static Kernel> = lanes_kernels(level, problem.is_native_bf16());
-    let entry = match numerics {
-        Numerics::Machine => setup.profile.as_ref().and_then(|profile| profile.lookup(class)),
-        Numerics::Portable => None,
+    let profile = setup.profile.as_deref().filter(|_| numerics == Numerics::Machine);
+    let native = problem.is_native_bf16();
+    let rows = rows_kernel(level, problem.kv_dtype(), native || problem.is_native_int8());
+    let named = |name: &str| lanes_kernels(level, native).find(|kernel| kernel.name == name);
+    let entry_where = |can: &dyn Fn(&Config) -> bool| {
+        let profile = profile?;
+        let index = profile.lookup_where(class, |config| has_blocks(config) && can(config))?;
+        Some((index, &profile.entries[index].config))
     };
-    let entry = entry.filter(|entry| has_blocks(&entry.config));
-    let named = |name: &str| list.iter().copied().find(|kernel| kernel.name == name);
-    let tuned = entry.and_then(|entry| Some((entry, named(&entry.config.kernel)?)));
-    let (kernel, key_block, query_block, reason) = match tuned {
-        Some((entry, kernel)) => {
-            let config = &entry.config;
-            (kernel, config.key_block, config.query_block, Reason::Profile(Box::new(entry.clone())))
-        }
+    let of_lanes = entry_where(&|config| named(&config.kernel).is_some());
+    let of_rows = entry_where(&|config| config.kernel == rows.name && config.key_block.is_multiple_of(ROWS_KEY_STEP));
+    let tuned = of_lanes.and_then(|(_, config)| Some((config, named(&config.kernel)?)));
+    let (kernel, key_block, query_block) = match tuned {
+        Some((config, kernel)) => (kernel, config.key_block, config.query_block),
         None => {
-            let kernel = default_kernel(&list, problem.shape.queries);
+            let kernel = default_kernel(level, native, &setup.machine.caches, problem.shape.queries);
             let modelled = tiles(&setup.machine.caches, tile_query(kernel, &problem.shape));
             match numerics {
-                Numerics::Machine => (kernel, modelled.key_block, modelled.query_block, Reason::Model),
-                Numerics::Portable => (kernel, PORTABLE_KEY_BLOCK, modelled.query_block, Reason::Portable),
+                Numerics::Machine => (kernel, modelled.key_block, modelled.query_block),
+                Numerics::Portable => (kernel, PORTABLE_KEY_BLOCK, modelled.query_block),
             }
         }
     };
@@ -58,27 +55,28 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: &Class, setup: 
         key_block,
         query_block: shared_out(problem, query_block, kernel.tile.rows),
         copy: problem.has_hostile_strides(),
-        rows: rows_kernel(level, problem.kv_dtype(), problem.is_native_bf16() || problem.is_native_int8()),
-        rows_key_block: rows_key_block(problem.kv_dtype()),
-        rows_up_to: ROWS_UP_TO,
+        rows,
+        rows_key_block: of_rows
+            .map_or_else(|| rows_key_block(problem.kv_dtype().bytes(), rows.group), |(_, config)| config.key_block),
+        rows_up_to: profile.and_then(|profile| profile.crossover(rows.name)).unwrap_or(ROWS_UP_TO),
         split: problem.options.split,
     };
-    (choice, reason)
+    Chosen { choice, entries: [of_lanes, of_rows].map(|found| found.map(|(index, _)| index)) }
 }
 
 /// The lanes kernels that may compute a problem, the one to use when nothing was measured first: those on bf16
 /// instructions if these may be used and the machine has them, else those that widen.
-fn lanes_kernels(level: Level, native: bool) -> Vec<&'static Kernel> {
-    let of = |dtype| kernels(level).iter().filter(|kernel| kernel.dtype == dtype).collect::<Vec<_>>();
-    let narrow = if native { of(Dtype::Bf16) } else { Vec::new() };
-    if narrow.is_empty() { of(Dtype::F32) } else { narrow }
+fn lanes_kernels(level: Level, native: bool) -> impl Iterator<Item = &'static Kernel> + Clone {
+    let has = |dtype| kernels(level).iter().any(|kernel| kernel.dtype == dtype);
+    let dtype = if native && has(Dtype::Bf16) { Dtype::Bf16 } else { Dtype::F32 };
+    kernels(level).iter().filter(move |kernel| kernel.dtype == dtype)
 }
 
-/// The kernel to use when nothing was measured: the first of its level, or a single vector of lanes where it holds all
-/// queries. Kernels of one level and element type give the same bits.
-fn default_kernel(kernels: &[&'static Kernel], queries: usize) -> &'static Kernel {
-    let narrow = kernels.iter().find(|kernel| kernel.tile.vectors == 1 && queries <= kernel.tile.rows);
-    narrow.unwrap_or(&kernels[0])
+/// The kernel to use when nothing was measured. Kernels of one level and element type give the same bits.
+fn default_kernel(level: Level, native: bool, caches: &Caches, queries: usize) -> &'static Kernel {
+    let tiles = lanes_kernels(level, native).map(|kernel| (kernel.tile.rows, kernel.tile.vectors));
+    let preferred = preferred_tile(caches, queries, tiles);
+    preferred.and_then(|index| lanes_kernels(level, native).nth(index)).expect("every level has kernels")
 }
 
 /// The query block, halved while there are fewer than [`FEW_TASKS`] tasks. It has no influence on the bits of a result.

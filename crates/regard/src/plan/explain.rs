@@ -5,25 +5,30 @@ use std::fmt;
 use regard_kernels::tensor::Dtype;
 use regard_profile::Class;
 
-use super::{Plan, Reason};
+use super::Plan;
+use crate::options::Numerics;
 
 pub(super) struct Explanation<'a>(pub(super) &'a Plan);
 
-impl fmt::Display for Reason {
+/// Why these kernels and tiles, in one line.
+pub(super) struct Why<'a>(pub(super) &'a Plan);
+
+impl fmt::Display for Why<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Model => f.write_str("no profile entry for this level: the default kernel, tiles by cache sizes"),
-            Self::Portable => f.write_str("portable numerics: a fixed key block, and the default kernel"),
-            Self::Profile(entry) => {
-                let Class { head_dim, value_dim, keys, queries, .. } = entry.class;
-                write!(
-                    f,
-                    "profile entry d {head_dim}:{value_dim}, {queries} x {keys}: {:.1} GFLOP/s, {:.3} of the peak, {:.3} \
-                     of the model's time; {}",
-                    entry.gflops, entry.fraction_of_peak, entry.ratio_to_model, entry.why
-                )
-            }
+        let plan = self.0;
+        if plan.key.numerics == Numerics::Portable {
+            return f.write_str("portable numerics: a fixed key block, and the default kernel");
         }
+        let Some(entry) = plan.profile_entry() else {
+            return f.write_str("no profile entry for this level: the default kernel, tiles by cache sizes");
+        };
+        let Class { head_dim, value_dim, keys, queries, .. } = entry.class;
+        write!(
+            f,
+            "profile entry d {head_dim}:{value_dim}, {queries} x {keys}: {:.1} GFLOP/s, {:.3} of the peak, {:.3} \
+             of the model's time; {}",
+            entry.gflops, entry.fraction_of_peak, entry.ratio_to_model, entry.why
+        )
     }
 }
 
@@ -62,7 +67,7 @@ impl Explanation<'_> {
 
 impl fmt::Display for Explanation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { choice, key, reason, uses: [rows, lanes], .. } = self.0;
+        let Plan { choice, key, uses: [rows, lanes], .. } = self.0;
         writeln!(f, "problem      {key}")?;
         if *lanes {
             self.lanes(f)?;
@@ -80,6 +85,6 @@ impl fmt::Display for Explanation<'_> {
         }
         writeln!(f, "tasks        {}, shared by the threads", self.0.tasks())?;
         writeln!(f, "workspace    {} bytes per thread", self.0.workspace_bytes(1))?;
-        write!(f, "why          {reason}")
+        write!(f, "why          {}", Why(self.0))
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use regard_kernels::launch::Split;
 use regard_kernels::tensor::Dtype;
 use regard_kernels::weighting::Kind;
-use regard_profile::{Class, Family, MaskClass};
+use regard_profile::{ClassRef, Family, MaskClass};
 use regard_simd::Isa;
 
 use crate::layout::Storage;
@@ -15,7 +15,7 @@ use crate::{Problem, Shape};
 /// Queries and keys that stand for sequences of any size: in the middle of what is tuned.
 const ANY_LENGTH: usize = 2048;
 
-/// What a plan was made for, and what a problem is. Without strings, unlike [`Class`]: it is made at each run, which
+/// What a plan was made for, and what a problem is. Without strings, unlike [`regard_profile::Class`]: it is made at each run, which
 /// allocates nothing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Key {
@@ -82,12 +82,12 @@ impl Key {
     }
 
     /// The class, for profiles.
-    pub(super) fn class(&self) -> Class {
+    pub(super) fn class(&self) -> ClassRef<'static> {
         let Self { shape, isa, kv_dtype, family, mask, mixed, .. } = *self;
         let length = |own| if mixed { ANY_LENGTH } else { own };
-        Class {
-            isa: isa.name().to_owned(),
-            dtype: kv_dtype.name().to_owned(),
+        ClassRef {
+            isa: isa.name(),
+            dtype: kv_dtype.name(),
             family,
             mask,
             head_dim: shape.head_dim,

@@ -6,13 +6,15 @@ mod key;
 mod needs;
 
 use std::fmt;
+use std::sync::Arc;
 
 use regard_kernels::launch::{self, Choice, Outputs, Sequence};
 use regard_kernels::tensor::{Dtype, TensorMut};
-use regard_profile::{Class, Entry};
+use regard_profile::{Class, Entry, Profile};
 use regard_simd::{Isa, Level};
 
-use self::explain::Explanation;
+use self::choose::Chosen;
+use self::explain::{Explanation, Why};
 use self::key::Key;
 use self::needs::Needs;
 use crate::exec::Execution;
@@ -34,20 +36,13 @@ use crate::{Error, Partial, Problem, Setup, Shape};
 pub struct Plan {
     choice: Choice,
     key: Key,
-    class: Class,
-    reason: Reason,
+    /// The profile, if some entry of it decided: for the lanes kernel, for the rows kernel.
+    profile: Option<Arc<Profile>>,
+    entries: [Option<usize>; 2],
     needs: Needs,
     /// Whether some sequence is computed by the rows kernel, and some by the lanes kernel.
     uses: [bool; 2],
     lse: bool,
-}
-
-/// Where the choice comes from.
-#[derive(Clone, Debug)]
-enum Reason {
-    Model,
-    Portable,
-    Profile(Box<Entry>),
 }
 
 /// What is written to, as far as it can be wrong.
@@ -68,8 +63,7 @@ impl Plan {
     pub fn new(problem: &Problem<'_>, setup: &Setup) -> Self {
         let level = problem.level.unwrap_or(setup.level);
         let key = Key::of(problem, level.isa());
-        let class = key.class();
-        let (choice, reason) = choose::choose(problem, level, &class, setup);
+        let Chosen { choice, entries } = choose::choose(problem, level, key.class(), setup);
         let takes_rows = |sequence: &&Sequence| sequence.queries <= choice.rows_up_to;
         let uses = [
             problem.sequences.iter().any(|sequence| sequence.queries > 0 && takes_rows(&sequence)),
@@ -79,8 +73,8 @@ impl Plan {
             needs: Needs::new(problem, &choice, key.most_keys),
             choice,
             key,
-            class,
-            reason,
+            profile: setup.profile.clone().filter(|_| entries != [None; 2]),
+            entries,
             uses,
             lse: problem.weighting.has_log_sum_exp(),
         }
@@ -141,8 +135,8 @@ impl Plan {
     }
 
     /// The class of problem that the plan was made for, as profiles name it.
-    pub fn class(&self) -> &Class {
-        &self.class
+    pub fn class(&self) -> Class {
+        self.key.class().owned()
     }
 
     /// f32 of workspace that a run on `threads` threads takes: enough for every problem that differs from the planned
@@ -265,15 +259,14 @@ impl Plan {
 
     /// Why these kernels and tiles, in one line.
     pub fn why(&self) -> impl fmt::Display + '_ {
-        &self.reason
+        Why(self)
     }
 
-    /// The entry of the profile that decided, if one did.
+    /// The entry of the profile that decided for the sequences with most queries, if one did.
     pub fn profile_entry(&self) -> Option<&Entry> {
-        match &self.reason {
-            Reason::Profile(entry) => Some(entry),
-            Reason::Model | Reason::Portable => None,
-        }
+        let [of_lanes, of_rows] = self.entries;
+        let index = if self.takes_rows(self.key.shape.queries) { of_rows } else { of_lanes };
+        self.profile.as_ref()?.entries.get(index?)
     }
 
     /// Which kernels, which tiles, and why.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 ///
 /// Where the system does not tell that time (only Linux does), or does not tell it consistently, it is not subtracted.
 /// What another guest of the same host or an interrupt takes is not known either; the medians have to deal with it.
-pub(super) struct Stopwatch {
+pub(crate) struct Stopwatch {
     start: Instant,
     /// Nanoseconds that the thread has waited up to the start.
     waited: u64,
@@ -21,7 +21,7 @@ const AT_ONCE: Duration = Duration::from_micros(20);
 const ATTEMPTS: usize = 5;
 
 impl Stopwatch {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let mut attempt = 1;
         loop {
             let before = Instant::now();
@@ -35,7 +35,7 @@ impl Stopwatch {
     }
 
     /// Seconds since the start, on the thread that started.
-    pub(super) fn seconds(&self) -> f64 {
+    pub(crate) fn seconds(&self) -> f64 {
         let mut attempt = 1;
         let (elapsed, waited) = loop {
             let elapsed = self.start.elapsed();

@@ -1,17 +1,17 @@
 //! A problem to time candidates on, and the gate that each has to pass before it is timed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use regard_kernels::launch::{self, Call, Executor, Outputs, Sequence, Temperatures};
-use regard_kernels::tensor::Tensor;
-use regard_kernels::view::{View, ViewMut};
+use regard_kernels::tensor::{Dtype, Tensor};
+use regard_kernels::view::ViewMut;
 use regard_kernels::weighting::{AnyWeighting, Kind};
 use regard_kernels::{Count, Schedule, Shift};
 use regard_simd::{Isa, Level};
 
 use super::Anchor;
-use super::space::Candidate;
-use crate::inputs::standard_normal;
+use super::space::{Candidate, lanes_kernels};
+use crate::inputs::{Array, Elements, Order, standard_normal};
 use crate::stats::Random;
 
 /// f32 on both sides of what a kernel may write.
@@ -27,11 +27,27 @@ const SAMPLED_ROWS: usize = 8;
 /// below a tenth of that for any length in use; a wrong tile is off by more than a hundred times as much.
 const TOLERANCE: f64 = 2e-5;
 
+/// The same where weights are rounded to bf16, which is off by up to 2^-9 of each.
+const TOLERANCE_OF_PAIRS: f64 = 8e-3;
+
+/// Different numbers in an input; longer ones repeat them. No multiple of any dimension, so that no two rows are the same.
+const NUMBERS: usize = 65_537;
+
+/// How many times as large as the last-level cache the inputs are that come from memory: caches keep a part of what is swept
+/// over them.
+const EXCEEDING: usize = 4;
+
+/// What int8 inputs are divided by: standard normal numbers then fill the bytes.
+const INT8_SCALE: f32 = 1.0 / 32.0;
+
 /// The problem of an anchor, with memory for inputs, output and workspace.
 pub(super) struct Case {
     pub(super) anchor: Anchor,
     level: Level,
-    inputs: [Vec<f32>; 3],
+    q: Array,
+    /// k and v, in as many copies as are used in turn.
+    kv: [Array; 2],
+    next: Cell<usize>,
     weighting: Box<dyn AnyWeighting>,
     sequences: [Sequence; 1],
     buffers: RefCell<Buffers>,
@@ -66,13 +82,18 @@ impl Executor for Serial {
 }
 
 impl Case {
-    pub(super) fn new(level: Level, anchor: Anchor) -> Self {
-        let Anchor { head_dim, queries, keys, heads, .. } = anchor;
-        let normal = |seed, rows: usize| standard_normal(seed, heads * rows * head_dim);
+    /// `cache` is the size of the last-level cache, which the inputs of streaming anchors exceed.
+    pub(super) fn new(level: Level, anchor: Anchor, cache: usize) -> Self {
+        let Anchor { dtype, head_dim, queries, keys, heads, group, .. } = anchor;
+        let exceeding = (EXCEEDING * cache).div_ceil(anchor.kv_bytes().max(1)) + 1;
+        let copies = if anchor.streams { exceeding } else { 1 };
+        let q_dtype = if dtype == Dtype::Int8 { Dtype::F32 } else { dtype };
         let mut case = Self {
             anchor,
             level,
-            inputs: [normal(1, queries), normal(2, keys), normal(3, keys)],
+            q: array(1, [1, heads * group, queries, head_dim], q_dtype),
+            kv: [2, 3].map(|seed| array(seed, [1, heads, keys, head_dim], dtype).repeated(copies)),
+            next: Cell::new(0),
             weighting: anchor.weighting(),
             sequences: [Sequence {
                 batch: 0,
@@ -84,7 +105,7 @@ impl Case {
                 offset: 0,
             }],
             buffers: RefCell::new(Buffers {
-                out: vec![f32::from_bits(UNTOUCHED); heads * queries * head_dim + 2 * GUARD],
+                out: vec![f32::from_bits(UNTOUCHED); heads * group * queries * head_dim + 2 * GUARD],
                 workspace: Vec::new(),
             }),
             rows: Vec::new(),
@@ -93,17 +114,12 @@ impl Case {
         case
     }
 
-    fn call(&self) -> Call<'_> {
-        let Anchor { head_dim, queries, keys, heads, .. } = self.anchor;
-        let [q, k, v] = &self.inputs;
-        let view = |data, rows| {
-            let view = View::bhsd(data, [1, heads, rows, head_dim]).expect("inputs are as long as their shape");
-            Tensor::F32(view)
-        };
+    fn call(&self, copy: usize) -> Call<'_> {
+        let [k, v] = &self.kv;
         Call {
-            q: view(q, queries),
-            k: view(k, keys),
-            v: view(v, keys),
+            q: tensor(&self.q, 0),
+            k: tensor(k, copy),
+            v: tensor(v, copy),
             pages: None,
             sequences: &self.sequences,
             keep: None,
@@ -127,8 +143,9 @@ impl Case {
     }
 
     /// Makes the workspace long enough for a candidate, so that timed calls allocate nothing.
-    fn prepare(&self, candidate: &Candidate) {
-        let needed = launch::workspace_len(&self.call(), &candidate.choice(self.level), 1) + 2 * GUARD;
+    pub(super) fn prepare(&self, candidate: &Candidate) {
+        let needed =
+            launch::workspace_len(&self.call(0), &candidate.choice(self.level, self.anchor.dtype), 1) + 2 * GUARD;
         let mut buffers = self.buffers.borrow_mut();
         if buffers.workspace.len() < needed {
             buffers.workspace.resize(needed, f32::from_bits(UNTOUCHED));
@@ -137,13 +154,15 @@ impl Case {
 
     /// Computes the problem once. The candidate has been verified.
     pub(super) fn run(&self, candidate: &Candidate) {
-        let choice = candidate.choice(self.level);
-        let call = self.call();
-        let Anchor { head_dim, queries, heads, .. } = self.anchor;
+        let Anchor { dtype, head_dim, queries, heads, group, .. } = self.anchor;
+        let choice = candidate.choice(self.level, dtype);
+        let copy = self.next.replace((self.next.get() + 1) % self.kv[0].copies());
+        let call = self.call(copy);
         let mut buffers = self.buffers.borrow_mut();
         let Buffers { out, workspace } = &mut *buffers;
         let within = GUARD..out.len() - GUARD;
-        let out = ViewMut::bhsd(&mut out[within], [1, heads, queries, head_dim]).expect("the output has this shape");
+        let out =
+            ViewMut::bhsd(&mut out[within], [1, heads * group, queries, head_dim]).expect("the output has this shape");
         let end = workspace.len() - GUARD;
         let outputs = Outputs::Rows { out: out.into(), lse: None };
         launch::run(&call, &choice, outputs, &mut workspace[GUARD..end], &Serial);
@@ -189,10 +208,10 @@ impl Case {
 
     /// Rows by the definition: the first and the last of each head, and some between.
     fn sample_rows(&self) -> Vec<SampledRow> {
-        let Anchor { queries, heads, .. } = self.anchor;
+        let Anchor { queries, heads, group, .. } = self.anchor;
         let mut random = Random::new(4);
         let mut rows = Vec::new();
-        for head in 0..heads {
+        for head in 0..heads * group {
             for sample in 0..SAMPLED_ROWS.min(queries) {
                 let query = match sample {
                     0 => 0,
@@ -206,12 +225,15 @@ impl Case {
     }
 
     fn reference(&self, head: usize, query: usize) -> SampledRow {
-        let Anchor { head_dim, keys, .. } = self.anchor;
-        let call = self.call();
+        let Anchor { dtype, head_dim, keys, group, .. } = self.anchor;
+        let call = self.call(0);
+        let kv_head = head / group;
+        let pairs = lanes_kernels(self.level, dtype).any(|kernel| kernel.dtype == Dtype::Bf16);
+        let relative = if pairs { TOLERANCE_OF_PAIRS } else { TOLERANCE };
         let seen = self.sequences[0].band.visible(query, keys);
         let visible: Vec<bool> = (0..keys).map(|key| seen.contains(&key)).collect();
         let product = |key: usize| {
-            let pairs = (0..head_dim).map(|c| (call.q.get([0, head, query, c]), call.k.get([0, head, key, c])));
+            let pairs = (0..head_dim).map(|c| (call.q.get([0, head, query, c]), call.k.get([0, kv_head, key, c])));
             if self.weighting.kind() == Kind::Weighted {
                 return pairs.map(|(q, k)| f64::from(q) * f64::from(k)).sum();
             }
@@ -227,46 +249,90 @@ impl Case {
         let mut weights = vec![0.0; keys];
         self.weighting.weights_f64(&scores, &visible, None, &mut weights);
         let columns = (0..head_dim).map(|c| {
-            let terms = seen.clone().map(|key| weights[key] * f64::from(call.v.get([0, head, key, c])));
-            terms.fold((0.0, 0.0), |(sum, tolerance), term| (sum + term, tolerance + TOLERANCE * term.abs()))
+            let terms = seen.clone().map(|key| weights[key] * f64::from(call.v.get([0, kv_head, key, c])));
+            terms.fold((0.0, 0.0), |(sum, tolerance), term| (sum + term, tolerance + relative * term.abs()))
         });
         SampledRow { head, query, columns: columns.collect() }
     }
 }
 
+/// The input of a tensor.
+fn tensor(array: &Array, copy: usize) -> Tensor<'_> {
+    array.tensor(copy).expect("inputs are as long as their shape")
+}
+
+/// Numbers of a type, contiguous.
+fn array(seed: u64, shape: [usize; 4], dtype: Dtype) -> Array {
+    let count = shape.iter().product();
+    let numbers = standard_normal(seed, NUMBERS.min(count));
+    let all: Vec<f32> = numbers.iter().copied().cycle().take(count).collect();
+    let elements = match dtype {
+        Dtype::Int8 => {
+            // A cast saturates.
+            let bytes = all.iter().map(|x| (x / INT8_SCALE).round() as i8).collect();
+            Elements::Int8(bytes, vec![INT8_SCALE; shape[..3].iter().product()])
+        }
+        dtype => Elements::rounded(all, dtype).expect("only bytes take a scale"),
+    };
+    Array::new(elements, shape, Order::HeadsFirst).repeated(1)
+}
+
 #[cfg(test)]
 mod tests {
-    use regard_kernels::table::kernels;
-    use regard_profile::Family;
+    use regard_profile::{Caches, Family};
 
-    use super::super::space::f32_kernels;
+    use super::super::Role;
+    use super::super::space::contests;
     use super::*;
 
-    fn small(family: Family) -> Case {
-        let anchor = Anchor { family, causal: true, head_dim: 9, queries: 37, keys: 50, heads: 2 };
-        Case::new(Level::best(), anchor)
+    /// A problem of every kind, with rows of one head after those of another.
+    fn small(role: Role, family: Family, dtype: Dtype) -> Anchor {
+        let queries = if role == Role::Lanes { 37 } else { 3 };
+        let streams = role != Role::Lanes;
+        Anchor { role, family, causal: true, dtype, head_dim: 9, queries, keys: 70, heads: 2, group: 2, streams }
+    }
+
+    fn case(level: Level, anchor: Anchor) -> Case {
+        Case::new(level, anchor, 10_000)
     }
 
     #[test]
-    fn every_kernel_passes_the_gate() {
-        for family in [Family::Exponential, Family::Selection, Family::Pointwise, Family::Normalised] {
-            let case = small(family);
-            for kernel in f32_kernels(case.level) {
-                let candidate = Candidate { kernel, key_block: 16, query_block: 20 };
-                assert_eq!(case.verify(&candidate), Ok(()), "{candidate:?}");
+    fn every_candidate_passes_the_gate() {
+        let families = [Family::Exponential, Family::Selection, Family::Pointwise, Family::Normalised];
+        let of_lanes = families.map(|family| small(Role::Lanes, family, Dtype::F32));
+        let of_types = Dtype::ALL.into_iter().flat_map(|dtype| {
+            [Role::Lanes, Role::Rows, Role::Crossing].map(|role| small(role, Family::Exponential, dtype))
+        });
+        let anchors: Vec<Anchor> = of_lanes.into_iter().chain(of_types).collect();
+        for &level in Level::available() {
+            for (anchor, contest) in anchors.iter().zip(contests(level, &Caches::default(), &anchors)) {
+                let case = case(level, *anchor);
+                for config in &contest.candidates {
+                    let candidate = Candidate::of(level, config).expect("candidates are of this level");
+                    assert_eq!(case.verify(&candidate), Ok(()), "{config:?}\n{anchor:?}");
+                }
             }
         }
     }
 
     #[test]
     fn wrong_results_do_not() {
-        let case = small(Family::Exponential);
-        let candidate = Candidate { kernel: &kernels(case.level)[0], key_block: 16, query_block: 20 };
-        case.verify(&candidate).unwrap();
+        let level = Level::best();
+        let anchor = small(Role::Lanes, Family::Exponential, Dtype::F32);
+        let case = case(level, anchor);
+        let contest = &contests(level, &Caches::default(), &[anchor])[0];
+        case.verify(&Candidate::of(level, &contest.candidates[0]).unwrap()).unwrap();
         let mut out = case.buffers.borrow().out[GUARD..].to_vec();
         case.check(&out).unwrap();
         // The first column of the first row, which is always looked at.
         out[0] += 1e-3;
         assert!(case.check(&out).unwrap_err().contains("row 0 of head 0"));
+    }
+
+    #[test]
+    fn streaming_inputs_take_turns() {
+        let anchor = small(Role::Rows, Family::Exponential, Dtype::F32);
+        let case = case(Level::best(), anchor);
+        assert!(case.kv[0].copies() * anchor.kv_bytes() > 20_000);
     }
 }

@@ -2,7 +2,8 @@
 
 use regard_profile::Confidence;
 
-use crate::stats::{Interval, median, quantile};
+use super::rounds::{Noise, RunOff};
+use crate::stats::{median, quantile};
 
 /// A gain up to this is none: it would not be found again tomorrow.
 pub(super) const MARGIN: f64 = 0.01;
@@ -48,37 +49,57 @@ pub(super) fn leader(times: &[f64]) -> usize {
     (0..times.len()).min_by(|a, b| times[*a].total_cmp(&times[*b])).unwrap_or(0)
 }
 
-/// Whether a run-off says that the challenger shall replace the incumbent: it gains more than the margin, and the
-/// interval leaves no doubt that it gains.
-pub(super) fn replaces(speedup: f64, interval: Interval) -> bool {
-    speedup > 1.0 + MARGIN && interval.low > 1.0
+/// A gain below this is none, however certain it is.
+pub(super) const LEAST_GAIN: f64 = 0.004;
+
+/// Whether a run-off says that the challenger shall replace the incumbent: what it gains is more than the noise of the machine,
+/// and the interval leaves no doubt that it gains.
+pub(super) fn replaces(found: &RunOff) -> bool {
+    let floor = found.floor.max(LEAST_GAIN);
+    found.speedup > 1.0 + floor && found.interval.low > 1.0
 }
 
 /// Whether run-offs, one for each class, say that the challenger shall replace the incumbent in all of them: somewhere
-/// it gains beyond doubt, and it gains there more, by more than the margin, than it loses anywhere.
-pub(super) fn replaces_everywhere(run_offs: &[(f64, Interval)]) -> bool {
-    let gain = run_offs.iter().filter(|(speedup, interval)| replaces(*speedup, *interval));
-    let gain = gain.map(|(speedup, _)| *speedup).fold(0.0, f64::max);
-    let loss = run_offs.iter().map(|(speedup, _)| 1.0 / speedup).fold(1.0, f64::max);
-    gain > (1.0 + MARGIN) * loss
+/// it gains more than the margin, beyond doubt, and nowhere it seems to lose, or may lose more than it must gain.
+pub(super) fn replaces_everywhere(run_offs: &[RunOff]) -> bool {
+    let gains = run_offs.iter().any(|found| replaces(found) && found.speedup > 1.0 + MARGIN);
+    let holds = |found: &RunOff| found.speedup > 1.0 - LEAST_GAIN && found.interval.low > 1.0 - 1.5 * MARGIN;
+    gains && run_offs.iter().all(holds)
 }
 
-/// How far to trust timings between which the canary said this, and how far it spread (from the 10 % to the 90 %
-/// quantile, over the median).
-pub(super) fn confidence(canaries: &[f64]) -> (Confidence, f64) {
+/// How far to trust timings between which the machine made this noise, and why.
+pub(super) fn confidence(noise: &Noise) -> (Confidence, Vec<String>) {
+    let canaries = &noise.canaries;
     let spread = (quantile(canaries, 0.9) - quantile(canaries, 0.1)) / median(canaries);
-    let confidence = match spread {
+    let disturbed = noise.disturbed as f64 / noise.rounds.max(1) as f64;
+    let of_peak = match spread {
         _ if canaries.len() < 5 => Confidence::Low,
         _ if spread < 0.02 => Confidence::High,
         _ if spread < 0.06 => Confidence::Medium,
         _ => Confidence::Low,
     };
-    (confidence, spread)
+    let of_rounds = match disturbed {
+        _ if disturbed < 0.1 => Confidence::High,
+        _ if disturbed < 0.4 => Confidence::Medium,
+        _ => Confidence::Low,
+    };
+    let third = canaries.len() / 3;
+    let drift = median(&canaries[canaries.len() - third..]) / median(&canaries[..third]) - 1.0;
+    let mut reasons = vec![format!("the peak varied by {:.1} % while timing", 100.0 * spread.max(0.0))];
+    if drift.abs() > 0.02 {
+        reasons.push(format!("the peak drifted by {:+.1} % from the first third to the last", 100.0 * drift));
+    }
+    if noise.disturbed > 0 {
+        reasons.push(format!("{} of {} rounds were disturbed", noise.disturbed, noise.rounds));
+    }
+    reasons.extend(noise.reasons.iter().cloned());
+    (of_peak.min(of_rounds), reasons)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::Interval;
 
     #[test]
     fn the_key_block_with_the_least_worst_loss() {
@@ -116,33 +137,43 @@ mod tests {
         assert_eq!(leader(&[1.0, 1.0]), 0);
     }
 
-    #[test]
-    fn a_challenger_needs_gain_and_certainty() {
-        let interval = |low, high| Interval { low, high };
-        assert!(replaces(1.05, interval(1.02, 1.08)));
-        assert!(!replaces(1.05, interval(0.99, 1.12)));
-        assert!(!replaces(1.008, interval(1.007, 1.009)));
-        assert!(!replaces(0.9, interval(0.8, 0.95)));
-        assert!(!replaces(f64::NAN, interval(f64::NAN, f64::NAN)));
+    fn run_off(speedup: f64, low: f64, floor: f64) -> RunOff {
+        RunOff { speedup, interval: Interval { low, high: 2.0 * speedup - low }, floor, rounds: 12 }
     }
 
     #[test]
-    fn a_common_choice_may_not_lose_more_than_it_gains() {
-        let clear = |speedup: f64| (speedup, Interval { low: speedup - 0.002, high: speedup + 0.002 });
-        let vague = |speedup: f64| (speedup, Interval { low: 0.9, high: 1.1 });
+    fn a_challenger_needs_gain_and_certainty() {
+        assert!(replaces(&run_off(1.05, 1.02, 0.01)));
+        assert!(!replaces(&run_off(1.05, 0.99, 0.01)));
+        assert!(!replaces(&run_off(1.003, 1.002, 0.001)));
+        assert!(!replaces(&run_off(1.02, 1.01, 0.03)), "within the noise");
+        assert!(!replaces(&run_off(0.9, 0.8, 0.0)));
+        assert!(!replaces(&run_off(f64::NAN, f64::NAN, f64::NAN)));
+    }
+
+    #[test]
+    fn a_common_choice_may_lose_nowhere() {
+        let clear = |speedup: f64| run_off(speedup, speedup - 0.002, 0.001);
         assert!(replaces_everywhere(&[clear(1.05), clear(1.0)]));
-        assert!(replaces_everywhere(&[clear(1.05), clear(0.98)]));
-        assert!(!replaces_everywhere(&[clear(1.05), clear(0.95)]));
-        assert!(!replaces_everywhere(&[vague(1.05), clear(1.005)]));
+        assert!(replaces_everywhere(&[clear(1.05), clear(0.997)]));
+        assert!(!replaces_everywhere(&[clear(1.05), clear(0.99)]));
+        assert!(!replaces_everywhere(&[run_off(1.05, 0.9, 0.02), clear(1.005)]));
         assert!(!replaces_everywhere(&[]));
     }
 
     #[test]
     fn a_restless_machine_is_not_trusted() {
-        assert_eq!(confidence(&[100.0; 20]).0, Confidence::High);
+        let noise = |canaries: Vec<f64>| Noise { canaries, rounds: 20, ..Noise::default() };
+        assert_eq!(confidence(&noise(vec![100.0; 20])).0, Confidence::High);
         let wave = |height: f64| (0..40).map(|i| 100.0 + height * f64::from(i % 3)).collect::<Vec<_>>();
-        assert_eq!(confidence(&wave(2.0)).0, Confidence::Medium);
-        assert_eq!(confidence(&wave(10.0)).0, Confidence::Low);
-        assert_eq!(confidence(&[]).0, Confidence::Low);
+        assert_eq!(confidence(&noise(wave(2.0))).0, Confidence::Medium);
+        assert_eq!(confidence(&noise(wave(10.0))).0, Confidence::Low);
+        assert_eq!(confidence(&noise(vec![])).0, Confidence::Low);
+        let throttled = Noise { disturbed: 10, reasons: vec!["x".to_owned()], ..noise(vec![100.0; 20]) };
+        let (found, reasons) = confidence(&throttled);
+        assert_eq!(found, Confidence::Low);
+        assert!(reasons.contains(&"x".to_owned()) && reasons.iter().any(|reason| reason.contains("10 of 20")));
+        let drifting = (0..30).map(|i| 100.0 + f64::from(i) * 0.15).collect::<Vec<_>>();
+        assert!(confidence(&noise(drifting)).1.iter().any(|reason| reason.contains("drifted")));
     }
 }

@@ -1,114 +1,231 @@
 //! What there is to choose from.
 
 use regard_kernels::launch::{Choice, Split};
-use regard_kernels::table::{KEY_BLOCKS, Kernel, QUERY_BLOCKS, kernels, rows_kernel};
+use regard_kernels::table::{KEY_BLOCKS, Kernel, QUERY_BLOCKS, RowsKernel, kernels, rows_kernel};
 use regard_kernels::tensor::Dtype;
-use regard_profile::{Caches, Config, TileQuery, Tiles, tiles};
+use regard_profile::{
+    Caches, Class, Config, KernelCost, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, Tiles, preferred_tile, rows_key_block,
+    tiles,
+};
 use regard_simd::Level;
+use serde::{Deserialize, Serialize};
 
 use super::Anchor;
+use crate::measure::Arithmetic;
 
-/// A kernel with block sizes.
+/// What is decided on a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Kernel and blocks where queries are many.
+    Lanes,
+    /// The key block where they are few.
+    Rows,
+    /// Which kernel gets this many queries.
+    Crossing,
+}
+
+/// A class, and the configurations that compete in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Contest {
+    /// What is decided.
+    pub role: Role,
+    /// For which class.
+    pub class: Class,
+    /// Floating-point operations of a call.
+    pub flops: f64,
+    /// Bytes that a call has to read from memory; 0 if caches hold them.
+    pub bytes: f64,
+    /// Whether the products are of pairs of bf16, with a peak of their own.
+    pub dots: bool,
+    /// The feasible configurations, the model's first.
+    pub candidates: Vec<Config>,
+    /// What the model expects each of them to take, in the least time that the peak allows.
+    pub predicted: Vec<f64>,
+}
+
+impl Contest {
+    /// Whether two contests are about one order of summation.
+    pub(super) fn shares_key_block(&self, other: &Self) -> bool {
+        let wide = |contest: &Self| contest.class.borrowed().is_wide();
+        self.role == other.role && self.class.dtype == other.class.dtype && wide(self) == wide(other)
+    }
+}
+
+/// The kernels of a candidate.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
-    pub(super) kernel: &'static Kernel,
-    pub(super) key_block: usize,
-    pub(super) query_block: usize,
+    lanes: Option<&'static Kernel>,
+    key_block: usize,
+    query_block: usize,
 }
 
 impl Candidate {
-    /// What plans choose without a profile.
-    pub(super) fn of_model(level: Level, caches: &Caches, anchor: &Anchor) -> Self {
-        let kernel = f32_kernels(level).next().expect("every level has kernels");
-        let Tiles { key_block, query_block } = model(kernel, caches, anchor);
-        Self { kernel, key_block, query_block }
+    /// What a configuration names; `None` if this machine has no such kernel.
+    pub(super) fn of(level: Level, config: &Config) -> Option<Self> {
+        let Config { key_block, query_block, .. } = *config;
+        let lanes = kernels(level).iter().find(|kernel| kernel.name == config.kernel);
+        let found = lanes.is_some() || config.takes_rows();
+        found.then_some(Self { lanes, key_block, query_block })
     }
 
-    pub(super) fn choice(&self, level: Level) -> Choice {
-        let Self { kernel, key_block, query_block } = *self;
+    pub(super) fn choice(&self, level: Level, dtype: Dtype) -> Choice {
+        let Self { lanes, key_block, query_block } = *self;
+        let rows = rows_kernel(level, dtype, true);
+        let first = lanes_kernels(level, dtype).next().expect("every level has kernels");
         Choice {
             level,
-            kernel,
+            kernel: lanes.unwrap_or(first),
             key_block,
             query_block,
             copy: false,
-            rows: rows_kernel(level, Dtype::F32, false),
-            // Not that it is used.
-            rows_key_block: *KEY_BLOCKS.end(),
-            rows_up_to: 0,
-            split: Split::Never,
+            rows,
+            // Not that it is used by a lanes kernel.
+            rows_key_block: if lanes.is_some() { *KEY_BLOCKS.end() } else { key_block },
+            rows_up_to: if lanes.is_some() { 0 } else { usize::MAX },
+            split: Split::Auto,
         }
     }
-
-    pub(super) fn config(&self) -> Config {
-        let Self { kernel, key_block, query_block } = *self;
-        Config { kernel: kernel.name.to_owned(), key_block, query_block }
-    }
-
-    fn is(&self, other: &Self) -> bool {
-        self.config() == other.config()
-    }
 }
 
-/// The lanes kernels that compute f32, the one to use when nothing was measured first.
-pub(super) fn f32_kernels(level: Level) -> impl Iterator<Item = &'static Kernel> {
-    kernels(level).iter().filter(|kernel| kernel.dtype == Dtype::F32)
+/// The lanes kernels for keys of this type, the one to use when nothing was measured first.
+pub(super) fn lanes_kernels(level: Level, dtype: Dtype) -> impl Iterator<Item = &'static Kernel> + Clone {
+    let native = dtype == Dtype::Bf16 && kernels(level).iter().any(|kernel| kernel.dtype == Dtype::Bf16);
+    let multiplied = if native { Dtype::Bf16 } else { Dtype::F32 };
+    kernels(level).iter().filter(move |kernel| kernel.dtype == multiplied)
 }
 
-fn model(kernel: &Kernel, caches: &Caches, anchor: &Anchor) -> Tiles {
-    let query = TileQuery {
-        lanes_per_tile: kernel.tile.rows,
-        keys_per_tile: kernel.tile.keys,
-        head_dim: anchor.head_dim,
-        value_dim: anchor.head_dim,
+/// The contests at a level, one for each anchor.
+pub(super) fn contests(level: Level, caches: &Caches, anchors: &[Anchor]) -> Vec<Contest> {
+    anchors.iter().map(|anchor| contest(level, caches, anchor)).collect()
+}
+
+fn contest(level: Level, caches: &Caches, anchor: &Anchor) -> Contest {
+    let costs = Costs { level, caches, anchor };
+    let candidates = match anchor.role {
+        Role::Lanes => costs.lanes(&KEYS_OF_LANES, &REGISTER_TILES),
+        Role::Rows => costs.rows(),
+        Role::Crossing => costs.rows().into_iter().chain(costs.lanes(&KEYS_OF_LANES, &[1])).collect(),
     };
-    tiles(caches, query)
+    let native = lanes_kernels(level, anchor.dtype).any(|kernel| kernel.dtype == Dtype::Bf16);
+    let predicted = candidates.iter().map(|config| costs.predicted(config)).collect();
+    Contest {
+        role: anchor.role,
+        class: anchor.class(level.isa()),
+        flops: anchor.flops(),
+        bytes: if anchor.streams { anchor.kv_bytes() as f64 } else { 0.0 },
+        dots: native,
+        candidates,
+        predicted,
+    }
 }
 
-/// The key blocks to choose from for all anchors at once. The first is the model's, for the anchor where it takes the
-/// fewest keys: what fits there fits everywhere.
-pub(super) fn key_blocks(level: Level, caches: &Caches, anchors: &[Anchor], quick: bool) -> Vec<usize> {
-    let kernel = f32_kernels(level).next().expect("every level has kernels");
-    let modelled = anchors.iter().map(|anchor| model(kernel, caches, anchor).key_block);
-    let mut blocks: Vec<usize> = modelled.min().into_iter().collect();
-    let steps: &[usize] = if quick { &[96, 144, 192, 288, 384] } else { &[48, 96, 144, 192, 240, 288, 384, 576] };
-    let row = anchors.iter().map(|anchor| 2 * anchor.head_dim * size_of::<f32>()).max().unwrap_or(0);
-    for &keys in steps {
-        // The weights of a register tile in L1, keys and values in L2: beyond that it can only be slower.
-        let fits = keys * kernel.tile.rows * size_of::<f32>() <= caches.l1d_or_default()
-            && keys * row <= caches.l2_share_or_default();
-        if fits && KEY_BLOCKS.contains(&keys) && !blocks.contains(&keys) {
-            blocks.push(keys);
-        }
-    }
-    blocks
+/// The arithmetic whose peak a contest is compared with.
+pub(super) fn arithmetic(contest: &Contest) -> Arithmetic {
+    if contest.dots { Arithmetic::Bf16Dots } else { Arithmetic::F32 }
 }
 
-/// Kernels times query blocks with this key block. Candidate 0 is the model's; the other kernels of its query block
-/// come next, as the kernel makes more of a difference.
-pub(super) fn candidates(level: Level, caches: &Caches, anchor: &Anchor, key_block: usize) -> Vec<Candidate> {
-    let mut found: Vec<Candidate> = Vec::new();
-    let mut add = |kernel, query_block| {
-        let candidate = Candidate { kernel, key_block, query_block };
-        if QUERY_BLOCKS.contains(&query_block) && !found.iter().any(|other| other.is(&candidate)) {
-            found.push(candidate);
-        }
-    };
-    for kernel in f32_kernels(level) {
-        add(kernel, model(kernel, caches, anchor).query_block);
+/// Keys of a block of the lanes kernels, apart from what the model says.
+const KEYS_OF_LANES: [usize; 7] = [48, 96, 144, 192, 240, 288, 384];
+
+/// Keys of a block of the rows kernels.
+const KEYS_OF_ROWS: [usize; 7] = [32, 64, 96, 128, 192, 256, 512];
+
+/// Register tiles of a query block.
+const REGISTER_TILES: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
+
+/// Query rows up to which the rows kernel may be used, apart from what the model says. Between two of them, the contests
+/// about crossings tell nothing.
+pub(super) const CROSSOVERS: [usize; 5] = [ROWS_UP_TO, 7, 11, 23, 31];
+
+struct Costs<'a> {
+    level: Level,
+    caches: &'a Caches,
+    anchor: &'a Anchor,
+}
+
+impl Costs<'_> {
+    /// What a plan takes without a profile.
+    fn default_kernel(&self) -> &'static Kernel {
+        let list = || lanes_kernels(self.level, self.anchor.dtype);
+        let tiles = list().map(|kernel| (kernel.tile.rows, kernel.tile.vectors));
+        let preferred = preferred_tile(self.caches, self.anchor.queries, tiles);
+        preferred.and_then(|index| list().nth(index)).expect("every level has kernels")
     }
-    let row = 2 * anchor.head_dim * size_of::<f32>();
-    for kernel in f32_kernels(level) {
-        for tiles in [1, 2, 4, 6, 8] {
-            let rows = tiles * kernel.tile.rows;
-            // Queries and outputs in half of L2; a block that holds all queries is as good as any larger one.
-            let fits = tiles == 1 || rows * row <= caches.l2_share_or_default() / 2;
-            if fits && rows < anchor.queries + kernel.tile.rows {
-                add(kernel, rows);
+
+    fn model(&self, kernel: &Kernel) -> Tiles {
+        tiles(self.caches, self.tile_query(kernel))
+    }
+
+    fn tile_query(&self, kernel: &Kernel) -> TileQuery {
+        TileQuery {
+            lanes_per_tile: kernel.tile.rows,
+            keys_per_tile: kernel.tile.keys,
+            head_dim: self.anchor.head_dim,
+            value_dim: self.anchor.head_dim,
+        }
+    }
+
+    /// Kernels times key blocks times query blocks, as far as they fit.
+    fn lanes(&self, keys: &[usize], register_tiles: &[usize]) -> Vec<Config> {
+        let mut found: Vec<Config> = Vec::new();
+        let mut add = |kernel: &Kernel, key_block: usize, query_block: usize| {
+            let config = Config { kernel: kernel.name.to_owned(), key_block, query_block };
+            let has = KEY_BLOCKS.contains(&key_block) && QUERY_BLOCKS.contains(&query_block);
+            if has && !found.contains(&config) {
+                found.push(config);
+            }
+        };
+        let first = self.default_kernel();
+        let modelled = self.model(first);
+        let clamped = |tiles: usize, rows: usize| tiles.min(self.anchor.queries.next_multiple_of(rows));
+        add(first, modelled.key_block, clamped(modelled.query_block, first.tile.rows));
+        let row = 2 * self.anchor.head_dim * size_of::<f32>();
+        for kernel in lanes_kernels(self.level, self.anchor.dtype) {
+            let of_model = self.model(kernel);
+            let mut blocks: Vec<usize> = register_tiles.iter().map(|tiles| tiles * kernel.tile.rows).collect();
+            blocks.push(of_model.query_block);
+            for &key_block in keys.iter().chain([&modelled.key_block]) {
+                // Weights of a register tile in L1, keys and values in L2: beyond that it can only be slower.
+                let fits = key_block * kernel.tile.rows * size_of::<f32>() <= 2 * self.caches.l1d_or_default()
+                    && key_block * row <= self.caches.l2_share_or_default();
+                if !fits && key_block != modelled.key_block {
+                    continue;
+                }
+                for &query_block in &blocks {
+                    // A block that holds all queries is as good as any larger one.
+                    let whole = clamped(query_block, kernel.tile.rows);
+                    if query_block == whole || query_block == of_model.query_block {
+                        add(kernel, key_block, whole);
+                    }
+                }
             }
         }
+        found
     }
-    found
+
+    /// The rows kernel with its key blocks.
+    fn rows(&self) -> Vec<Config> {
+        let kernel: &RowsKernel = rows_kernel(self.level, self.anchor.dtype, true);
+        let modelled = rows_key_block(self.anchor.dtype.bytes(), kernel.group);
+        let blocks = KEYS_OF_ROWS.into_iter().filter(|keys| keys % ROWS_KEY_STEP == 0 && *keys != modelled);
+        let config = |key_block| Config { kernel: kernel.name.to_owned(), key_block, query_block: kernel.group };
+        [modelled].into_iter().chain(blocks).map(config).collect()
+    }
+
+    fn predicted(&self, config: &Config) -> f64 {
+        let lanes = lanes_kernels(self.level, self.anchor.dtype).find(|kernel| kernel.name == config.kernel);
+        let Some(kernel) = lanes else { return 1.0 };
+        let cost = KernelCost {
+            tile: self.tile_query(kernel),
+            vectors_per_tile: kernel.tile.vectors,
+            key_block: config.key_block,
+            query_block: config.query_block,
+            queries: self.anchor.queries,
+            keys: self.anchor.keys,
+        };
+        cost.over_peak(self.caches)
+    }
 }
 
 #[cfg(test)]
@@ -119,17 +236,24 @@ mod tests {
     fn candidate_0_is_the_models() {
         let caches = Caches::default();
         for &level in Level::available() {
-            for anchors in [&Anchor::QUICK[..], &Anchor::FULL] {
-                let blocks = key_blocks(level, &caches, anchors, false);
-                assert!(blocks.len() > 1 && blocks.iter().all(|keys| keys % 2 == 0), "{blocks:?}");
-                for anchor in anchors {
-                    let modelled = Candidate::of_model(level, &caches, anchor);
-                    let found = candidates(level, &caches, anchor, modelled.key_block);
-                    assert!(found[0].is(&modelled));
-                    assert!(found.len() >= f32_kernels(level).count(), "{found:?}");
-                    for (i, candidate) in found.iter().enumerate() {
-                        assert!(!found[..i].iter().any(|other| other.is(candidate)), "{candidate:?} twice");
+            for (anchor, contest) in Anchor::GRID.iter().zip(contests(level, &caches, &Anchor::GRID)) {
+                let costs = Costs { level, caches: &caches, anchor };
+                let first = &contest.candidates[0];
+                match anchor.role {
+                    Role::Lanes => {
+                        assert_eq!(first.kernel, costs.default_kernel().name);
+                        assert_eq!(first.key_block, costs.model(costs.default_kernel()).key_block);
+                        assert!(contest.candidates.len() > 8, "{contest:?}");
                     }
+                    Role::Rows => assert_eq!(first.key_block, rows_key_block(anchor.dtype.bytes(), first.query_block)),
+                    Role::Crossing => assert!(contest.candidates.iter().any(|config| !config.takes_rows())),
+                }
+                assert_eq!(contest.predicted.len(), contest.candidates.len());
+                assert!(contest.predicted.iter().all(|cost| cost.is_finite() && *cost >= 1.0));
+                for (i, config) in contest.candidates.iter().enumerate() {
+                    assert!(!contest.candidates[..i].contains(config), "{config:?} twice");
+                    assert!(config.key_block.is_multiple_of(2));
+                    assert!(Candidate::of(level, config).is_some());
                 }
             }
         }

@@ -124,7 +124,7 @@ fn all<'p>(
         let left = (seconds - start.elapsed().as_secs_f64()).max(0.0);
         let share = left / (entries.len() - i) as f64;
         let alone = Profile { entries: vec![entry.clone()], ..profile.clone() };
-        let tuned = Setup { profile: Some(alone), ..model.clone() };
+        let tuned = Setup { profile: Some(alone.into()), ..model.clone() };
         let may_take = if CALLS * call_seconds(entry) > left { None } else { Some(share) };
         trials.push(trial(entry, &tuned, model, may_take)?);
     }

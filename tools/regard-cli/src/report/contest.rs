@@ -138,11 +138,12 @@ fn with_config(setup: &Setup, class: &Class, config: Config) -> Setup {
         ratio_to_model: 1.0,
         samples: 0,
         runner_up: None,
+        rivals: Vec::new(),
         why: String::new(),
     };
     let mut profile = Profile::new(Tool::default(), setup.machine.clone(), run);
     profile.entries.push(entry);
-    Setup { profile: Some(profile), ..setup.clone() }
+    Setup { profile: Some(profile.into()), ..setup.clone() }
 }
 
 #[cfg(test)]

@@ -1,0 +1,158 @@
+//! The search on records of real machines, where every candidate of every class was timed: how far its choices are from the
+//! best one, with samples drawn anew each time.
+//!
+//! `regard tune --exhaustive --record FILE --dry-run` makes a record. Those here are of a Zen 4 guest with two cores.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+use regard_profile::Machine;
+use regard_simd::{Isa, Level};
+use regard_tuner::search::{Contest, Effort, Outcome, Record, Role, Search, kernel_set, replay};
+use regard_tuner::stats::quantile;
+
+/// Searches of each record.
+const SEEDS: u64 = 12;
+
+/// A choice may be slower than the model's by the noise of its decision, and no more.
+const NOISE: f64 = 0.01;
+
+fn records() -> Vec<(String, Record)> {
+    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let mut found = Vec::new();
+    for file in std::fs::read_dir(directory).expect("there are records") {
+        let path = file.expect("it can be listed").path();
+        if path.extension().is_some_and(|extension| extension == "record") {
+            let record = Record::load(&path).unwrap_or_else(|error| panic!("{error}"));
+            found.push((path.file_stem().unwrap().to_string_lossy().into_owned(), current(record)));
+        }
+    }
+    assert!(found.len() >= 2, "records of two levels");
+    found
+}
+
+/// The record with the candidates and predictions of the model as it is now, where this machine has the level and these are
+/// its kernels.
+fn current(record: Record) -> Record {
+    let level = record.isa.parse::<Isa>().ok().and_then(|isa| Level::of(isa).ok());
+    let Some(level) = level.filter(|_| record.kernels_fingerprint == kernel_set().fingerprint) else { return record };
+    let machine: Machine = record.machine.clone();
+    let contests = Search::new(level, &machine, Effort::Default).contests();
+    let current = record.for_contests(&contests);
+    let lost = record.contests.len() - current.contests.len();
+    assert_eq!(lost, 0, "classes whose samples do not have the model's pick");
+    current
+}
+
+/// Contests about kernels and blocks, by their index.
+fn classes(record: &Record) -> impl Iterator<Item = usize> {
+    (0..record.contests.len()).filter(|i| record.contests[*i].contest.role != Role::Crossing)
+}
+
+fn truths(record: &Record) -> Vec<Vec<f64>> {
+    record.contests.iter().map(|recorded| recorded.truth()).collect()
+}
+
+fn best(truth: &[f64]) -> f64 {
+    truth.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+fn searched(record: &Record, seconds: f64) -> Vec<Outcome> {
+    (0..SEEDS).map(|seed| replay(record, seconds, seed)).collect()
+}
+
+/// The regret of every choice, over the best of all candidates of its class and over the best that a profile can have, whose
+/// classes share key blocks.
+fn regrets(record: &Record, outcomes: &[Outcome]) -> [Vec<f64>; 2] {
+    let truths = truths(record);
+    let attainable = attainable(record, &truths);
+    let over = |best: &dyn Fn(usize) -> f64| -> Vec<f64> {
+        let of = |outcome: &Outcome| -> Vec<f64> {
+            let of_class = |i: usize| Some(truths[i][outcome.winners[i].as_ref()?.candidate] / best(i) - 1.0);
+            classes(record).filter_map(of_class).collect()
+        };
+        outcomes.iter().flat_map(of).collect()
+    };
+    [over(&|i| best(&truths[i])), over(&|i| attainable[i])]
+}
+
+/// The best times with the key block of each group of classes that loses least where it loses most, and that loses nowhere to
+/// the model's pick by more than noise.
+fn attainable(record: &Record, truths: &[Vec<f64>]) -> Vec<f64> {
+    let contest = |i: usize| &record.contests[i].contest;
+    let group = |i: usize| (contest(i).role, contest(i).class.dtype.clone(), contest(i).class.borrowed().is_wide());
+    let with = |i: usize, keys: usize| {
+        let times = contest(i).candidates.iter().zip(&truths[i]).filter(|(config, _)| config.key_block == keys);
+        times.map(|(_, time)| *time).fold(f64::INFINITY, f64::min)
+    };
+    let of_class = |i: usize| {
+        let members: Vec<usize> = classes(record).filter(|other| group(*other) == group(i)).collect();
+        let worst = |keys: usize, of: &dyn Fn(usize) -> f64| {
+            members.iter().map(|member| with(*member, keys) / of(*member)).fold(0.0, f64::max)
+        };
+        let holds = |keys: &usize| worst(*keys, &|member| truths[member][0]) <= 1.0 + NOISE;
+        let blocks = contest(i).candidates.iter().map(|config| config.key_block).filter(holds);
+        let loss = |keys: usize| worst(keys, &|member| best(&truths[member]));
+        let chosen = blocks.min_by(|a, b| loss(*a).total_cmp(&loss(*b)));
+        chosen.map_or(truths[i][0], |keys| with(i, keys))
+    };
+    (0..record.contests.len()).map(of_class).collect()
+}
+
+/// Median, 95 % quantile and greatest, in per cent.
+fn summary(regrets: &[f64]) -> [f64; 3] {
+    [0.5, 0.95, 1.0].map(|p| 100.0 * quantile(regrets, p))
+}
+
+#[test]
+fn the_models_pick_is_good_without_tuning() {
+    for (name, record) in records() {
+        let truths = truths(&record);
+        for i in classes(&record) {
+            let contest = &record.contests[i].contest;
+            let loss = truths[i][0] / best(&truths[i]) - 1.0;
+            println!("{name}: {:>5.2} % {} {:?}", 100.0 * loss, contest.class, contest.candidates[0]);
+            assert!(loss <= 0.1, "{name}: the model loses {:.1} % at {}", 100.0 * loss, contest.class);
+        }
+    }
+}
+
+#[test]
+fn choices_are_near_the_best_of_all_and_never_lose_to_the_model() {
+    for (name, record) in records() {
+        let outcomes = searched(&record, Effort::Default.seconds());
+        for outcome in &outcomes {
+            assert!(classes(&record).all(|i| outcome.winners[i].is_some()), "{name}: the time was too short");
+        }
+        let [of_all, of_profiles] = regrets(&record, &outcomes).map(|regrets| summary(&regrets));
+        println!("{name}: regret, median, at 95 % and at most: {of_all:.2?} % over the best of all candidates");
+        println!("{name}: {of_profiles:.2?} % over the best profile");
+
+        let truths = truths(&record);
+        let mut worst: f64 = 0.0;
+        for outcome in &outcomes {
+            for i in classes(&record) {
+                let Some(winner) = &outcome.winners[i] else { continue };
+                let loss = truths[i][winner.candidate] / truths[i][0] - 1.0;
+                let Contest { class, candidates, .. } = &record.contests[i].contest;
+                if loss > NOISE {
+                    println!("{name}: {:.2} % at {class}: {:?}", 100.0 * loss, candidates[winner.candidate]);
+                }
+                worst = worst.max(loss);
+            }
+        }
+        println!("{name}: at most {:.2} % slower than the model's pick", 100.0 * worst);
+        assert!(of_all[0] <= 1.0 && of_profiles[0] <= 1.0 && of_profiles[1] <= 2.0, "{name}");
+        assert!(worst <= NOISE, "{name}: {worst}");
+    }
+}
+
+#[test]
+fn a_quick_search_is_nearly_as_good() {
+    for (name, record) in records() {
+        let [of_all, of_profiles] =
+            regrets(&record, &searched(&record, Effort::Quick.seconds())).map(|of| summary(&of));
+        println!("{name}: regret {of_all:.2?} %, {of_profiles:.2?} % over the best profile, in half the time");
+        assert!(of_all[0] <= 1.0 && of_profiles[1] <= 4.0, "{name}");
+    }
+}

@@ -1,0 +1,136 @@
+//! What tuning had to say about a plan: the model's prediction, the roof that binds, and the log of the contest.
+
+use std::fmt::Write;
+
+use regard::{Plan, Problem, Setup, kernel_set};
+use regard_kernels::table::kernels;
+use regard_profile::{Class, Config, Found, KernelCost, TileQuery, find};
+use regard_simd::Level;
+use regard_tuner::search::{Duel, Fate, Trial, Trials};
+use serde::Serialize;
+
+use crate::tune;
+
+/// What the analytic model and the measured ceilings say of one core.
+#[derive(Debug, Serialize)]
+pub(super) struct Prediction {
+    /// The predicted part of the multiply-add peak; none for rows kernels, which the memory limits.
+    fraction_of_peak: Option<f64>,
+    /// Seconds that the multiply-adds take at the measured peak of the level.
+    arithmetic_seconds: Option<f64>,
+    /// Seconds that keys and values take at the measured bandwidth.
+    memory_seconds: Option<f64>,
+    /// Which of the two takes longer.
+    roof: Option<&'static str>,
+}
+
+impl Prediction {
+    pub(super) fn new(plan: &Plan, problem: &Problem<'_>, setup: &Setup, flops: f64) -> Self {
+        let shape = problem.shape();
+        let level = Level::of(plan.isa()).ok();
+        let kernel = level.and_then(|level| kernels(level).iter().find(|kernel| kernel.name == plan.kernel()));
+        let over_peak = kernel.map(|kernel| {
+            let tile = TileQuery {
+                lanes_per_tile: kernel.tile.rows,
+                keys_per_tile: kernel.tile.keys,
+                head_dim: shape.head_dim,
+                value_dim: shape.value_dim,
+            };
+            let cost = KernelCost {
+                tile,
+                vectors_per_tile: kernel.tile.vectors,
+                key_block: plan.key_block(),
+                query_block: plan.query_block(),
+                queries: shape.queries,
+                keys: shape.keys,
+            };
+            cost.over_peak(&setup.machine.caches)
+        });
+        let measured = setup.profile.as_ref().and_then(|profile| profile.measured.as_ref());
+        let peak = measured.and_then(|measured| measured.fma_gflops.get(plan.isa().name()));
+        // Products of pairs have a peak of their own: twice as many at once.
+        let pairs = kernel.is_some_and(|kernel| kernel.extension.is_some());
+        let peak = peak.map(|peak| if pairs { 2.0 * peak } else { *peak });
+        let arithmetic_seconds = peak.map(|peak| flops / peak / 1e9);
+        let memory_seconds = measured.map(|measured| problem.kv_bytes() / measured.read_gbytes_per_s / 1e9);
+        let roof = arithmetic_seconds
+            .zip(memory_seconds)
+            .map(|(arithmetic, memory)| if arithmetic >= memory { "arithmetic" } else { "memory" });
+        Self { fraction_of_peak: over_peak.map(|over| 1.0 / over), arithmetic_seconds, memory_seconds, roof }
+    }
+
+    pub(super) fn text(&self) -> String {
+        let mut text = String::from("model        ");
+        match self.fraction_of_peak {
+            Some(fraction) => text += &format!("{fraction:.2} of the multiply-add peak is predicted"),
+            None => text += "keys and values are read once, at the speed of the memory",
+        }
+        if let (Some(arithmetic), Some(memory), Some(roof)) = (self.arithmetic_seconds, self.memory_seconds, self.roof)
+        {
+            let _ = write!(
+                text,
+                "\nroof         {roof} binds: one core needs {} at its peak for the multiply-adds, and {} to read keys and \
+                 values from memory",
+                time(arithmetic),
+                time(memory)
+            );
+        }
+        text
+    }
+}
+
+/// Seconds in a unit that leaves digits before the point.
+fn time(seconds: f64) -> String {
+    if seconds >= 1e-3 { format!("{:.2} ms", 1e3 * seconds) } else { format!("{:.1} us", 1e6 * seconds) }
+}
+
+/// The log of the contest that decided a plan, the last one held for its class.
+pub(super) fn contest(plan: &Plan, setup: &Setup) -> Option<Trials> {
+    let entry = plan.profile_entry()?;
+    let Found::Loaded { path, .. } = find(&setup.machine, &kernel_set()) else { return None };
+    let answers = |trials: &Trials| {
+        let won = |trial: &Trial| trial.fate == Fate::Won && trial.config == entry.config;
+        trials.class == entry.class && trials.trials.iter().any(won)
+    };
+    tune::read_trials(&path).into_iter().rfind(answers)
+}
+
+/// The story of a contest.
+pub(super) fn story(contest: &Trials) -> String {
+    let Trials { class, trials, run_offs, .. } = contest;
+    let mut text = format!("contest      {}", describe(class));
+    for Trial { config, fate, ratio, samples } in trials {
+        let ratio = ratio.map_or_else(String::new, |ratio| format!(" at {ratio:.3} of the fastest"));
+        let fate = match fate {
+            Fate::Failed => "out: its results were wrong".to_owned(),
+            Fate::Pruned => format!("not timed: the model expects it{ratio}"),
+            Fate::Dropped(rung) => format!("out after rung {rung}{ratio}, {samples} samples"),
+            Fate::LostRunOff => format!("among the last{ratio}, {samples} samples"),
+            Fate::Won => format!("chosen{ratio}, {samples} samples"),
+        };
+        // Writing to a string does not fail.
+        let _ = write!(text, "\n             {}  {fate}", name(config));
+    }
+    for Duel { incumbent, challenger, speedup, interval: [low, high], floor, rounds } in run_offs {
+        let percent = |ratio: &f64| 100.0 * (ratio - 1.0);
+        let _ = write!(
+            text,
+            "\nrun-off      {} against {}: {:+.1} %, interval {:+.1} to {:+.1} %, noise {:.1} %, {rounds} rounds",
+            name(challenger),
+            name(incumbent),
+            percent(speedup),
+            percent(low),
+            percent(high),
+            100.0 * floor
+        );
+    }
+    text
+}
+
+fn describe(class: &Class) -> String {
+    format!("{class}; kernel, query block x key block, and what became of it")
+}
+
+fn name(config: &Config) -> String {
+    format!("{:<24} {:>5} x {:<4}", config.kernel, config.query_block, config.key_block)
+}

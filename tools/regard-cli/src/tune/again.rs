@@ -1,0 +1,158 @@
+//! What a search is checked with: a second search, and every sample of every candidate.
+
+use std::fmt::Write;
+use std::time::Instant;
+
+use regard::Level;
+use regard_profile::{Machine, Profile};
+use regard_tuner::pin;
+use regard_tuner::search::{Record, RecordError, Role, RunOff};
+use regard_tuner::stats::{median, quantile};
+use serde::Serialize;
+
+use super::{TuneArgs, search, what};
+use crate::cli::Global;
+use crate::error::CliError;
+use crate::output;
+use crate::progress::Reporter;
+
+/// Choices of two searches may differ, but not by more than this in time.
+const AGREEMENT: f64 = 0.02;
+
+/// Seconds for the run-offs between the choices of two searches.
+const RUN_OFF_SECONDS: f64 = 20.0;
+
+/// A class of which two searches were compared.
+#[derive(Debug, Serialize)]
+struct Agreement {
+    class: String,
+    /// Whether both chose the same.
+    same: bool,
+    /// How many times as fast the second choice was, with its 95 % interval.
+    speedup: f64,
+    interval: [f64; 2],
+    agrees: bool,
+}
+
+impl Agreement {
+    fn new(class: String, run_off: Option<&RunOff>) -> Self {
+        let Some(found) = run_off else {
+            return Self { class, same: true, speedup: 1.0, interval: [1.0; 2], agrees: true };
+        };
+        let RunOff { speedup, interval, floor, .. } = *found;
+        let agrees = (speedup - 1.0).abs() <= AGREEMENT.max(floor);
+        Self { class, same: false, speedup, interval: [interval.low, interval.high], agrees }
+    }
+}
+
+/// Searches twice and compares.
+pub(super) fn run(args: &TuneArgs, level: Level, machine: &Machine, global: &Global) -> Result<(), CliError> {
+    let [first, second] = [(); 2].map(|()| search(&[level], machine, args, None).profile);
+    let search = args.search(level, machine, 1);
+    let compared = pin::pinned(|| search.compare([&first, &second], RUN_OFF_SECONDS)).value;
+    let found: Vec<Agreement> = (compared.iter())
+        .map(|(contest, run_off)| Agreement::new(contest.class.to_string(), run_off.as_ref()))
+        .collect();
+    if global.json {
+        output::json(&found)?;
+    } else {
+        output::text(table(&found))?;
+    }
+    match found.iter().filter(|agreement| !agreement.agrees).count() {
+        _ if found.is_empty() => Err(CliError::Failed("the time was too short for any class".to_owned())),
+        0 => Ok(()),
+        apart => {
+            let percent = 100.0 * AGREEMENT;
+            Err(CliError::Failed(format!("two searches differ by more than {percent} % in {apart} classes")))
+        }
+    }
+}
+
+fn table(found: &[Agreement]) -> String {
+    let width = found.iter().map(|agreement| agreement.class.len()).max().unwrap_or(0).max(5);
+    let mut text = format!("{:<width$}  {:>8}  {:>16}\n", "class", "speed-up", "interval");
+    for Agreement { class, same, speedup, interval: [low, high], agrees } in found {
+        let verdict = match (same, agrees) {
+            (true, _) => "the same choice",
+            (false, true) => "agrees",
+            (false, false) => "DIFFERS",
+        };
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{class:<width$}  {speedup:>8.3}  {low:>7.3} to {high:.3}  {verdict}");
+    }
+    let same = found.iter().filter(|agreement| agreement.same).count();
+    let _ = write!(
+        text,
+        "\nThe speed of the second search's choice over the first one's; {same} of {} the same.",
+        found.len()
+    );
+    text
+}
+
+/// Times every candidate, and keeps the samples if a file was named. `None` if there was not enough time for all.
+pub(super) fn record(args: &TuneArgs, level: Level, machine: &Machine) -> Result<Option<Record>, CliError> {
+    let isa = level.isa().name();
+    let file = args.record.as_deref();
+    let earlier = match file {
+        Some(path) => Record::open(path, machine, isa).map_err(refused)?,
+        None => Record::new(machine, isa),
+    };
+    let seconds = args.budget.unwrap_or(f64::INFINITY);
+    let search = args.search(level, machine, 1).seconds(seconds);
+    let start = Instant::now();
+    let mut reporter = Reporter::new();
+    let mut failed = None;
+    let record = pin::pinned(|| {
+        let mut keep = |record: &Record| {
+            if let Some(Err(error)) = file.map(|path| record.save(path)) {
+                failed = Some(error);
+            }
+        };
+        search.record(earlier, &mut |progress| reporter.show(progress.fraction, &what(progress)), &mut keep)
+    })
+    .value;
+    reporter.clear();
+    if let Some(error) = failed {
+        return Err(refused(error));
+    }
+    let contests = search.contests();
+    let missing = contests.iter().filter(|contest| !record.has(contest)).count();
+    if missing == 0 {
+        return Ok(Some(record));
+    }
+    let (done, of) = (contests.len() - missing, contests.len());
+    let again = file.map_or_else(String::new, |path| format!("; the same command goes on with {}", path.display()));
+    let taken = start.elapsed().as_secs_f64();
+    Err(CliError::Failed(format!("{done} of {of} classes were recorded in {taken:.0} s{again}")))
+}
+
+fn refused(error: RecordError) -> CliError {
+    match error {
+        RecordError::Io { path, error } => CliError::Write { path, error },
+        error => CliError::Input(error.to_string()),
+    }
+}
+
+/// How far the choices of a profile are from the best of all candidates.
+pub(super) fn regret(record: &Record, profile: &Profile) -> String {
+    let mut regrets = Vec::new();
+    for recorded in &record.contests {
+        let contest = &recorded.contest;
+        let rows = contest.role == Role::Rows;
+        let answers =
+            |entry: &&regard_profile::Entry| entry.class == contest.class && entry.config.takes_rows() == rows;
+        let Some(entry) = profile.entries.iter().find(answers).filter(|_| contest.role != Role::Crossing) else {
+            continue;
+        };
+        let truth = recorded.truth();
+        let best = truth.iter().copied().fold(f64::INFINITY, f64::min);
+        let chosen = contest.candidates.iter().position(|config| *config == entry.config);
+        regrets.extend(chosen.map(|chosen| 100.0 * (truth[chosen] / best - 1.0)));
+    }
+    let most = regrets.iter().copied().fold(0.0, f64::max);
+    format!(
+        "\nregret      {:.2} % median, {:.2} % at the 95 % quantile, {most:.2} % at most, over the best of all candidates",
+        median(&regrets),
+        quantile(&regrets, 0.95)
+    )
+}
