@@ -174,7 +174,8 @@ pub(super) fn run_off(
             break;
         }
         let looks = ratios.len() >= limit.least.max(ROUNDS_PER_LOOK) && ratios.len().is_multiple_of(ROUNDS_PER_LOOK);
-        if looks && spread_of_median(&ratios) < NARROW {
+        // Without a limit there is time to be spent.
+        if looks && limit.most < usize::MAX && spread_of_median(&ratios) < NARROW {
             break;
         }
     }

@@ -56,6 +56,7 @@ enum Work {
     Crossing(Vec<usize>),
     Class(usize),
     Confirm(usize),
+    Polish(usize),
 }
 
 impl Work {
@@ -65,6 +66,8 @@ impl Work {
             Self::Crossing(members) => 0.7 * members.len() as f64,
             Self::Class(contest) if contests[*contest].role == Role::Rows => 0.5,
             Self::Class(_) => 3.0,
+            // What the others leave.
+            Self::Polish(_) => 1e-6,
             Self::Confirm(contest) if contests[*contest].role == Role::Rows => 0.5,
             Self::Confirm(_) => 1.0,
         }
@@ -145,6 +148,7 @@ impl<'a> Tournament<'a> {
                 Work::Crossing(members) => self.settle_crossing(members, until),
                 Work::Class(contest) => self.settle_class(*contest, until),
                 Work::Confirm(contest) => self.confirm(*contest, until),
+                Work::Polish(contest) => self.polish(*contest, until),
             }
         }
         self.outcome
@@ -180,6 +184,7 @@ impl<'a> Tournament<'a> {
         let classes: Vec<usize> = (0..contests.len()).filter(|i| open(Role::Lanes)(i) || open(Role::Rows)(i)).collect();
         work.extend(classes.iter().map(|i| Work::Class(*i)));
         work.extend(classes.iter().map(|i| Work::Confirm(*i)));
+        work.extend(classes.iter().filter(|i| open(Role::Lanes)(i)).map(|i| Work::Polish(*i)));
         work
     }
 

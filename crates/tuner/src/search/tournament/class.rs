@@ -237,6 +237,30 @@ impl Tournament<'_> {
         self.outcome.winners[contest] = Some(winner);
     }
 
+    /// The winner against its runner-up, for as long as there is time: what is left of it goes to the closest decisions.
+    pub(super) fn polish(&mut self, contest: usize, until: f64) {
+        let Some(mut winner) = self.outcome.winners[contest].take() else { return };
+        if let Some((runner_up, _)) = winner.runner_up {
+            let candidates = &self.contests[contest].candidates;
+            self.say(&format!("once more: {}", self.contests[contest].class), Some(&candidates[winner.candidate]));
+            let found =
+                self.run_off(contest, [winner.candidate, runner_up], Limit { least: 2, most: usize::MAX, until });
+            winner.samples += 2 * found.rounds;
+            // The model's pick was beaten in one run-off already, and is not brought back by another.
+            if decide::replaces(&found) && runner_up != 0 {
+                winner = Winner {
+                    candidate: runner_up,
+                    seconds: winner.seconds / found.speedup,
+                    ratio_to_model: winner.ratio_to_model / found.speedup,
+                    runner_up: Some((winner.candidate, found.speedup)),
+                    why: format!("{}; its runner-up was faster in {} more rounds", winner.why, found.rounds),
+                    ..winner
+                };
+            }
+        }
+        self.outcome.winners[contest] = Some(winner);
+    }
+
     /// The candidates that won other contests about the same key block.
     fn rivals(&self, contest: usize, winner: usize) -> Vec<usize> {
         let contests = self.contests;
