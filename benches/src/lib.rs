@@ -4,6 +4,7 @@
 #![expect(clippy::missing_panics_doc, reason = "the cases are fixed: a panic says that one of them is wrong")]
 
 mod case;
+pub mod clustered;
 pub mod compare;
 #[cfg(feature = "criterion")]
 mod groups;

@@ -239,6 +239,7 @@ fn call<'a>(
         k: case.k,
         v: case.v,
         pages: entries.as_ref().map(|(entries, stride, ring)| PageTables { entries, stride: *stride, ring: *ring }),
+        index: None,
         sequences: problem.sequences(),
         keep: spec.keep.map(|keep| keep.broadcast(pairs).expect("the problem was checked")),
         bias: spec.bias.map(|bias| bias.broadcast(pairs).expect("the problem was checked")),

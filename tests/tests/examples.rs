@@ -20,6 +20,8 @@ mod nearest_neighbour_regression;
 mod polynomial_vs_softmax;
 #[path = "../../crates/regard/examples/spline.rs"]
 mod spline;
+#[path = "../../crates/regard/examples/streaming.rs"]
+mod streaming;
 #[path = "../../crates/regard/examples/temperature_to_hard.rs"]
 mod temperature_to_hard;
 #[path = "../../crates/regard/examples/temporal_logic.rs"]
@@ -39,6 +41,7 @@ fn they_run() -> Done {
     nearest_neighbour_regression::main()?;
     polynomial_vs_softmax::main()?;
     spline::main()?;
+    streaming::main()?;
     temperature_to_hard::main()?;
     temporal_logic::main()
 }
@@ -104,6 +107,27 @@ fn dyck_agrees_with_a_stack() -> Done {
             let want = if length % 2 == 0 { catalan[pairs] * (kinds as usize).pow(pairs as u32) } else { 0 };
             assert_eq!(balanced, want, "length {length}, {kinds} kinds");
         }
+    }
+    Ok(())
+}
+
+/// The mean by trust comes close to the truth and the plain one does not, in memory that does not grow; halves and the scan
+/// agree with the stream.
+#[test]
+fn streaming_finds_the_truth_in_constant_memory() -> Done {
+    let (keys, values) = streaming::readings(if SLOW { 1000 } else { 10_000 });
+    let lines = streaming::stream(&keys, &values)?;
+    let last = lines[lines.len() - 1];
+    assert_eq!(last.readings as usize, values.len());
+    assert!((last.mean - streaming::TRUTH).abs() < 0.7 && (last.plain - streaming::TRUTH).abs() > 2.0, "{last:?}");
+    assert!((last.best - streaming::TRUTH).abs() < 0.2, "{last:?}");
+    let after_blocks = lines.iter().filter(|line| line.readings >= 1000);
+    assert!(after_blocks.clone().all(|line| line.bytes == last.bytes));
+    assert!((streaming::in_two_halves(&keys, &values)? - last.mean).abs() < 1e-5);
+    let moments = streaming::at_every_moment(&keys, &values)?;
+    for line in &lines {
+        let found = moments[line.readings as usize - 1];
+        assert!((found - line.mean).abs() < 1e-5, "{found} for {line:?}");
     }
     Ok(())
 }

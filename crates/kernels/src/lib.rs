@@ -12,10 +12,13 @@
     reason = "register tiles are arrays walked by index: iterators would hide the shape"
 )]
 
+mod dots;
+mod index;
 mod lanes;
 pub mod launch;
 mod mask;
 mod partial;
+pub mod prefix;
 mod rows;
 mod rules;
 mod source;
@@ -24,6 +27,7 @@ pub mod tensor;
 pub mod view;
 pub mod weighting;
 
+pub use index::{INDEX_BLOCK, KeyIndex};
 pub use lanes::Segment;
 pub use mask::Band;
 pub use rules::{Count, Ending, Schedule, Shift};

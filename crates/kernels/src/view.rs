@@ -171,6 +171,27 @@ impl<'a, T> View<'a, T> {
         Ok(Self { data: self.data, shape, strides })
     }
 
+    /// `blocks` blocks of `rows` rows each, which follow each other from row `first` of a batch entry on, as batch entries of
+    /// their own.
+    ///
+    /// # Panics
+    /// If there are not as many rows.
+    #[must_use]
+    pub fn blocks(self, batch: usize, first: usize, [blocks, rows]: [usize; 2]) -> Self {
+        let [entries, heads, all, columns] = self.shape;
+        let end = blocks.checked_mul(rows).and_then(|rows| rows.checked_add(first));
+        assert!(batch < entries && end.is_some_and(|end| end <= all), "{blocks} blocks of {rows} from {first} on");
+        let shape = [blocks, heads, rows, columns];
+        let [batch_stride, head_stride, row_stride, column_stride] = self.strides;
+        if shape.contains(&0) {
+            return Self { data: &[], shape, strides: self.strides };
+        }
+        // Within the bounds of the view.
+        let data = &self.data[batch * batch_stride + first * row_stride..];
+        let block_stride = if blocks > 1 { rows * row_stride } else { 0 };
+        Self { data, shape, strides: [block_stride, head_stride, row_stride, column_stride] }
+    }
+
     /// `[batch, heads, rows, columns]`
     pub fn shape(&self) -> [usize; 4] {
         self.shape

@@ -117,6 +117,12 @@ pub enum Error {
         /// The first key that is there.
         oldest: usize,
     },
+    /// An index of keys with keys that it cannot be of.
+    #[error("an index is of padded keys, but these are {found}")]
+    IndexedKeys {
+        /// How the keys lie.
+        found: &'static str,
+    },
     /// A batch entry that does not exist.
     #[error("there is no batch entry {batch}: there are {entries}")]
     Batch {

@@ -28,7 +28,12 @@ impl Execution<'_> {
     pub(crate) fn for_work(self, problem: &Problem<'_>, tasks: usize) -> Self {
         let shape = problem.shape;
         let flops = problem.pairs() * 2.0 * (shape.head_dim + shape.value_dim) as f64;
-        if tasks < 2 || flops < SERIAL_FLOPS { Self::Serial } else { self }
+        if tasks < 2 { Self::Serial } else { self.for_flops(flops) }
+    }
+
+    /// The same, or serial where there is too little to do for threads.
+    pub(crate) fn for_flops(self, flops: f64) -> Self {
+        if flops < SERIAL_FLOPS { Self::Serial } else { self }
     }
 
     /// The most threads that work at once.

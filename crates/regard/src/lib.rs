@@ -65,6 +65,14 @@
 //! [`KvCache`] holds keys and values that grow, all or those of a sliding window. [`Partial`] results over some of the
 //! keys merge with those over the others.
 //!
+//! # Keys that come one by one
+//! A [`State`] of fixed queries is a recurrent network: keys are pushed to it one by one or in blocks, in constant memory, for
+//! every weighting. [`prefixes`] is one query at every prefix of the keys, in linear time.
+//!
+//! # Keys in clusters
+//! A [`KeyIndex`] bounds the scores of blocks of keys; with it, hard attention and softmax at low temperatures leave out those
+//! that cannot matter.
+//!
 //! # A weighting of your own
 //! A pointwise weighting is a type that implements [`Pointwise`]: a vector function, and the same in f64 for the oracle.
 //! It is compiled into the kernel's loop for every instruction-set level; nothing is compiled at run time.
@@ -121,11 +129,13 @@ pub mod papers;
 mod partial;
 mod plan;
 mod problem;
+mod pruning;
 mod quantise;
 pub mod reference;
 mod rounding;
 mod setup;
 mod shape;
+mod streaming;
 mod weighting;
 
 pub use cache::{CacheShape, KvCache};
@@ -136,6 +146,7 @@ pub use options::{Align, Attention, Count, Numerics, RowScale, Temperature};
 pub use partial::Partial;
 pub use plan::Plan;
 pub use problem::Problem;
+pub use pruning::KeyIndex;
 pub use quantise::{QuantisedRows, quantise};
 pub use regard_kernels::Band;
 pub use regard_kernels::launch::{Sequence, Split};
@@ -145,6 +156,7 @@ pub use regard_kernels::weighting::{Pointwise, RowState};
 pub use regard_simd::{ISA_VARIABLE, Isa, IsaError, Level, Simd, bf16, f16, math};
 pub use setup::{Setup, kernel_set};
 pub use shape::Shape;
+pub use streaming::{State, StateShape, prefixes, prefixes_into};
 pub use weighting::{Custom, SigmoidBias, Weighting};
 
 /// Attention in one call: checks, plans, allocates, and computes on the rayon pool that the calling thread belongs to,

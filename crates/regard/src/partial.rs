@@ -198,6 +198,33 @@ impl Partial {
         Ok(())
     }
 
+    /// Adds what some rows have seen of later keys: rows `later_first..` of `later` to as many from `first` on, whose endings
+    /// are known to agree.
+    pub(crate) fn merge_rows(&mut self, first: usize, later: &Self, later_first: usize, rows: usize) {
+        let d_v = self.shape.value_dim;
+        let at = |first: usize| (first..first + rows, first * d_v..(first + rows) * d_v);
+        let ((rows, sums), (later_rows, later_sums)) = (at(first), at(later_first));
+        launch::merge(
+            &*self.weighting,
+            self.level,
+            &self.endings[rows.clone()],
+            d_v,
+            (&mut self.states[rows], &mut self.sums[sums]),
+            (&later.states[later_rows], &later.sums[later_sums]),
+        );
+    }
+
+    /// Bytes of endings, states and sums.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(&self.endings[..]) + size_of_val(&self.states[..]) + size_of_val(&self.sums[..])
+    }
+
+    /// Forgets all keys.
+    pub(crate) fn clear(&mut self) {
+        self.states.fill(self.weighting.begin_row());
+        self.sums.fill(0.0);
+    }
+
     /// Whether the partial result of `problem` goes here.
     pub(crate) fn check(&self, problem: &Problem<'_>) -> Result<(), Error> {
         checks::parts(&problem.options)?;

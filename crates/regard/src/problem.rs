@@ -13,7 +13,7 @@ use regard_simd::Level;
 
 use crate::layout::{self, Placement, Storage, Table};
 use crate::options::{Attention, Count, Numerics, Temperature};
-use crate::{Error, Execution, Keys, Plan, Queries, Setup, Shape, SigmoidBias, Weighting, checks};
+use crate::{Error, Execution, KeyIndex, Keys, Plan, Queries, Setup, Shape, SigmoidBias, Weighting, checks};
 
 /// A checked problem: it can be planned and run without further errors.
 #[derive(Clone, Debug)]
@@ -33,6 +33,7 @@ pub struct Problem<'a> {
     table: Option<Table<'a>>,
     keep: Option<View<'a, u8>>,
     bias: Option<View<'a, f32>>,
+    pub(crate) index: Option<&'a KeyIndex>,
     scale: f32,
     /// The level that the options ask for.
     pub(crate) level: Option<Level>,
@@ -142,11 +143,30 @@ impl<'a> Problem<'a> {
             storage,
             most_keys,
             mixed: mixed || options.key_lengths.is_some(),
+            index: None,
             q,
             k: repeat(k),
             v: repeat(v),
             table,
         })
+    }
+
+    /// The same with an index of the keys, which may save looking at most of them: see [`KeyIndex`]. It must have been made of
+    /// these keys, as they are now.
+    ///
+    /// # Errors
+    /// [`Error::Dimension`] if the index was made of keys or values of another shape, [`Error::IndexedKeys`] if keys are packed,
+    /// on pages or in a ring.
+    pub fn with_index(self, index: &'a KeyIndex) -> Result<Self, Error> {
+        if self.storage != Storage::Padded || self.table.is_some() {
+            return Err(Error::IndexedKeys { found: self.storage.name() });
+        }
+        let mut keys = self.k.shape();
+        if self.k.strides()[0] == 0 && index.shape()[0] == 1 {
+            keys[0] = 1;
+        }
+        index.check(keys, self.v.shape()[3])?;
+        Ok(Self { index: Some(index), ..self })
     }
 
     /// The sizes.
@@ -309,6 +329,7 @@ impl<'a> Problem<'a> {
                 ring: table.ring,
             }),
             sequences: &self.sequences,
+            index: self.index.map(KeyIndex::inner),
             keep: self.keep,
             bias: self.bias,
             alibi_slopes: options.alibi_slopes,

@@ -2,7 +2,7 @@
 //! recurrence over states (m, c, a), whose merge is associative.
 
 use regard::{Align, View, Weighting};
-use regard_tests::Random;
+use regard_tests::{Random, SLOW};
 
 use super::*;
 
@@ -37,6 +37,21 @@ fn recurrence_is_causal_attention() {
     each_level(|level| {
         let out = heads.run(&plain(Weighting::Softmax).causal(Align::TopLeft), level).out;
         assert_close(&out, &want, 2e-6, "every prefix");
+    });
+}
+
+/// The scan of prefixes gives what causal attention with the query repeated gives, at every prefix.
+#[test]
+fn scan_is_causal_attention() {
+    let heads = constant_query(if SLOW { 57 } else { 700 });
+    let q: Vec<f32> = (0..8).map(|c| heads.q.get([0, 0, 0, c])).collect();
+    each_level(|level| {
+        let options = plain(Weighting::Softmax).isa(level.isa());
+        let want = heads.run(&options.clone().causal(Align::TopLeft), level).out;
+        let q = View::bhsd(&q, [1, 1, 1, 8]).unwrap();
+        let found = regard::prefixes(&options, q, heads.k.view(), heads.v.view()).unwrap();
+        let want: Vec<f64> = want.into_iter().map(f64::from).collect();
+        assert_close(&found, &want, 4e-6, "every prefix");
     });
 }
 

@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+use super::Subtile;
+use super::pack::Places;
+use super::prune::Prune;
 use crate::mask::{Band, Matrix};
 use crate::rules::{RowFactors, RowRules, Weigh, count_visible, gain};
 use crate::source::{PartialRows, Source, Target};
@@ -54,6 +57,10 @@ pub(crate) struct Head<'a> {
     pub(crate) key_block: usize,
     /// Whether to copy K and V of each block to contiguous scratch first, where they could be read in place.
     pub(crate) copy: bool,
+    /// What lets the call leave out keys; not for pairs, terms, or mask tensors.
+    pub(crate) prune: Option<Prune<'a>>,
+    /// The rows of the call, by their index in the sequence, if they do not follow each other. Only where all see the same keys.
+    pub(crate) order: Option<&'a [u32]>,
 }
 
 /// ALiBi: `-slope * |i + offset - j|` is added to the score.
@@ -72,6 +79,17 @@ pub(crate) enum Temperature<'a> {
 }
 
 impl Head<'_> {
+    /// Where row `row` of the call lies, counted from query row `first_row`; before it, if it is past `isize::MAX`.
+    #[inline(always)]
+    pub(crate) fn place(&self, row: usize) -> usize {
+        self.order.map_or(row, |order| (order[row] as usize).wrapping_sub(self.first_row))
+    }
+
+    /// The places of the rows of a sub-tile.
+    pub(super) fn places(&self, tile: Subtile) -> Places<'_> {
+        Places { first: tile.rows.first - self.first_row, order: self.order, first_row: self.first_row }
+    }
+
     /// Whether the head has score modifications beyond its scale. A scale of zero counts as one: it makes all scores
     /// tie, which no factor that is applied after the comparison can do.
     pub(crate) fn has_terms(&self) -> bool {

@@ -39,7 +39,14 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         };
         // SAFETY: the functions are of this level (`launch` pairs them), and the block is as its fields say.
         let step = unsafe { (functions.weigh)(head.weighting.data, &block) };
-        if step == Step::Skip {
+        let whole = segments.whole();
+        let (key, part) = match step {
+            Step::Skip => return,
+            // Values that are not finite make themselves felt at a weight of zero too.
+            Step::Part { key, keys: part } if !careful && self.has_finite_values(s, keys) => (key, part),
+            _ => whole,
+        };
+        if part == 0 {
             return;
         }
         let alpha = if step == Step::Rescale { alpha.cast_const() } else { std::ptr::null() };
@@ -48,7 +55,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         // SAFETY: as above.
         unsafe { *tile.touched |= WRITTEN };
         if PAIRS {
-            self.pair_weights(s, tile, &segments);
+            self.pair_weights(s, tile, whole);
         }
         if careful {
             s.vectorize(AccumulateSeen::<PAIRS> {
@@ -65,7 +72,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
                 d_v: head.d_v,
             });
         } else {
-            self.accumulate(s, tile, keys, &segments, alpha, fresh);
+            self.accumulate(s, tile, keys, (key, part), alpha, fresh);
         }
     }
 
@@ -94,8 +101,16 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         let head = self.head;
         let lanes = G * S::LANES;
         let ordered = head.weighting.functions.ordered;
-        let mut segments =
-            Segments::new(head.band, head.keep.is_some(), tile.rows, keys.first, keys.len, head.keys, Self::GRANULE);
+        let hides = self.hides(tile, keys);
+        let mut segments = Segments::new(
+            head.band,
+            hides || head.keep.is_some(),
+            tile.rows,
+            keys.first,
+            keys.len,
+            head.keys,
+            Self::GRANULE,
+        );
         // SAFETY: the layout has room for the arrays.
         let (scores, max, _, visible) = unsafe { self.block_arrays() };
         if segments.masked() {
@@ -108,6 +123,10 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
             });
             if !some {
                 return None;
+            }
+            if hides {
+                // SAFETY: the layout has room for a word for each key of a block.
+                unsafe { self.hide(tile, keys.first, keys.len, visible) };
             }
             // SAFETY: the layout has room for it.
             unsafe { *tile.touched |= MASKED };
@@ -163,7 +182,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
 
     /// The score product of one segment, by the register tile for its number of vectors.
     #[inline(always)]
-    fn score_product<S: Simd>(
+    pub(super) fn score_product<S: Simd>(
         &self,
         s: S,
         tile: Subtile,
@@ -210,9 +229,8 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
 
     /// Rounds the weights of a block, row `key / 2` of whose scores becomes the pairs of the keys `key` and `key + 1`.
     #[inline(always)]
-    fn pair_weights<S: Simd>(&self, s: S, tile: Subtile, segments: &Segments) {
+    fn pair_weights<S: Simd>(&self, s: S, tile: Subtile, (key, keys): (usize, usize)) {
         let lanes = G * S::LANES;
-        let (key, keys) = segments.whole();
         // SAFETY: segments lie within the block, and start at even keys.
         unsafe {
             let (scores, _, _, _) = self.block_arrays();
@@ -221,19 +239,18 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         }
     }
 
-    /// The value product of one block, by the register tile for the number of vectors.
+    /// The value product of some keys of a block, by the register tile for the number of vectors.
     #[inline(always)]
     fn accumulate<S: Simd>(
         &self,
         s: S,
         tile: Subtile,
         block: KeyBlock,
-        segments: &Segments,
+        (key, keys): (usize, usize),
         alpha: *const f32,
         fresh: bool,
     ) {
         let lanes = G * S::LANES;
-        let (key, keys) = segments.whole();
         let full = self.full::<S>(tile, block).saturating_sub(key).min(keys);
         // Segments start at even keys.
         let (key, keys, full) = if PAIRS { (key / 2, keys.div_ceil(2), full.div_ceil(2)) } else { (key, keys, full) };

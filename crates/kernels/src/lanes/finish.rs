@@ -40,10 +40,12 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
     #[inline(never)]
     fn carefully<S: Simd>(&self, s: S, tile: Subtile) {
         self.begin(s, tile);
+        self.bound(s, tile);
         let mut place = self.first_place();
         while let Some(at) = place.filter(|place| self.concerns(tile, *place)) {
-            let keys = self.load(s, at);
-            self.block(s, tile, keys, true, Streams::NONE);
+            if let Some(keys) = self.wanted(tile, self.load(s, at)) {
+                self.block(s, tile, keys, true, Streams::NONE);
+            }
             place = self.next_place(at);
         }
         self.write_weighted(s, tile);
@@ -114,11 +116,12 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
                 if let Some(log_sum_exp) = functions.log_sum_exp.filter(|_| !head.lse.is_null()) {
                     for lane in 0..tile.rows.rows {
                         let state = self.state::<S>(tile, lane);
-                        *head.lse.add(first + lane) = log_sum_exp(&state, *tile.gain.add(lane), sink);
+                        *head.lse.wrapping_add(head.place(first + lane)) =
+                            log_sum_exp(&state, *tile.gain.add(lane), sink);
                     }
                 }
             }
-            let target = self.target().row(first);
+            let target = self.target();
             let nan = match target.dtype {
                 Dtype::F32 => self.unpack::<S, f32>(s, tile, factor, target),
                 Dtype::F16 => self.unpack::<S, f16>(s, tile, factor, target),
@@ -132,7 +135,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
     /// Turns the outputs of a sub-tile back into rows, times `factor`. Gives whether any is NaN.
     ///
     /// # Safety
-    /// The rows of the sub-tile are writable from `target` on, `factor` has an element for each lane.
+    /// The rows of the call are writable in `target`, `factor` has an element for each lane.
     #[inline(always)]
     unsafe fn unpack<S: Simd, E: Element>(&self, s: S, tile: Subtile, factor: *const f32, target: Target) -> bool {
         s.vectorize(Unpack::<E> {
@@ -141,6 +144,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
             lanes: G * S::LANES,
             out: target.data.cast(),
             out_stride: target.row_bytes / size_of::<E>(),
+            places: self.head.places(tile),
             rows: tile.rows.rows,
             d_v: self.head.d_v,
         })

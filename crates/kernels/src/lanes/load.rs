@@ -1,6 +1,6 @@
 //! The key blocks of a call, and their rows of K and V as the products read them.
 
-use regard_simd::Simd;
+use regard_simd::{Op, Simd};
 
 use super::pairs::{GatherPairs, Interleave};
 use super::streams::{LINE, Stream, Streams};
@@ -36,7 +36,62 @@ pub(super) struct Rows {
     in_place: bool,
 }
 
+/// Nothing is known of the values at hand.
+const UNKNOWN: u64 = 0;
+/// All values at hand are finite.
+const FINITE: u64 = 1;
+/// Some value at hand is NaN or Inf.
+const NOT_FINITE: u64 = 2;
+
+/// Whether rows hold neither NaN nor Inf.
+struct AllFinite<const PAIRS: bool> {
+    rows: Rows,
+    count: usize,
+    columns: usize,
+}
+
+impl<const PAIRS: bool> Op for AllFinite<PAIRS> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        let every = s.mask_to_bits(s.mask_from_bits(u64::MAX));
+        for row in 0..self.count {
+            let mut zeros = s.zero();
+            for c in (0..self.columns).step_by(S::LANES) {
+                let len = (self.columns - c).min(S::LANES);
+                // SAFETY: the rows exist and have the columns (contract of the struct, made by `Lanes`).
+                let x = unsafe { s.load_first(self.rows.data.add(row * self.rows.stride + c), len) };
+                // Zero, but for NaN and Inf.
+                if PAIRS {
+                    zeros = s.mul_add(s.low_bf16(x), s.zero(), zeros);
+                    zeros = s.mul_add(s.high_bf16(x), s.zero(), zeros);
+                } else {
+                    zeros = s.mul_add(x, s.zero(), zeros);
+                }
+            }
+            if s.mask_to_bits(s.eq(zeros, s.zero())) != every {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+impl KeyBlock {
+    /// Its keys `from..to` of the sequence.
+    pub(super) fn part(self, from: usize, to: usize) -> Self {
+        let skipped = from - self.first;
+        Self { first: from, len: to - from, k: self.k.after(skipped), v: self.v.after(skipped) }
+    }
+}
+
 impl Rows {
+    /// From row `rows` on.
+    fn after(self, rows: usize) -> Self {
+        Self { data: self.data.wrapping_add(rows * self.stride), ..self }
+    }
+
     /// Nothing.
     const NONE: Self = Self { data: std::ptr::null(), stride: 0, in_place: true };
 }
@@ -87,7 +142,23 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
             Kind::Weighted => unsafe { self.values(s, place, self.scratch.add(self.layout.values)) },
             Kind::OneRow | Kind::TiedRows => Rows::NONE,
         };
+        // SAFETY: the layout has room for it.
+        unsafe { *self.scratch.wrapping_add(self.layout.finite).cast() = UNKNOWN };
         KeyBlock { v, ..self.load_keys(s, place) }
+    }
+
+    /// Whether all values of a block are finite. They are looked at once.
+    pub(super) fn has_finite_values<S: Simd>(&self, s: S, keys: KeyBlock) -> bool {
+        let known = self.scratch.wrapping_add(self.layout.finite).cast::<u64>();
+        // SAFETY: the layout has room for it, and the values of the block exist.
+        unsafe {
+            if *known == UNKNOWN {
+                let rows = if PAIRS { keys.len.div_ceil(2) } else { keys.len };
+                let all = s.vectorize(AllFinite::<PAIRS> { rows: keys.v, count: rows, columns: self.head.d_v });
+                *known = if all { FINITE } else { NOT_FINITE };
+            }
+            *known == FINITE
+        }
     }
 
     /// As [`Lanes::load`], without values.

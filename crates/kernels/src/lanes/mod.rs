@@ -31,6 +31,7 @@ mod load;
 mod modify;
 mod pack;
 mod pairs;
+pub(crate) mod prune;
 mod scores;
 pub(crate) mod scratch;
 mod segments;
@@ -75,6 +76,8 @@ struct Subtile {
     gain: *mut f32,
     shift: *mut f32,
     out_factor: *mut f32,
+    /// `[block of the index]`: the lanes that want it.
+    wanted: *mut u64,
     /// What has happened to the outputs: [`WRITTEN`], [`MASKED`].
     touched: *mut u64,
 }
@@ -87,22 +90,32 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Op for 
         const { assert!(G * S::LANES <= 64, "a lane is a bit of a u64") };
         let lanes = G * S::LANES;
         let subtiles = self.head.rows.div_ceil(lanes);
+        if let Some(prune) = &self.head.prune {
+            if let Some(survey) = prune.survey {
+                return self.survey(s, survey);
+            }
+            for t in 0..subtiles {
+                self.begin(s, self.subtile::<S>(t));
+                self.bound(s, self.subtile::<S>(t));
+            }
+        }
         let mut place = self.first_place();
         let mut first = true;
         loop {
             let next = place.and_then(|place| self.next_place(place));
-            let block = place.map(|place| self.load(s, place));
+            let block = place.filter(|place| self.is_wanted::<S>(*place)).map(|place| self.load(s, place));
             let mut cold = true;
             for t in 0..subtiles {
                 let tile = self.subtile::<S>(t);
                 let after = |place: Option<Place>| !place.is_some_and(|place| self.concerns(tile, place));
-                if first {
-                    self.begin(s, tile);
-                } else if after(place) {
+                if !first && after(place) {
                     continue;
                 }
+                if first && self.head.prune.is_none() {
+                    self.begin(s, tile);
+                }
                 let last = after(next);
-                if let Some(keys) = block {
+                if let Some(keys) = block.and_then(|keys| self.wanted(tile, keys)) {
                     let following = (t + 1 < subtiles).then(|| self.subtile::<S>(t + 1));
                     let streams = if cold {
                         self.block_streams(keys, next)
@@ -149,6 +162,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
                 gain: self.scratch.add(layout.gain + first),
                 shift: self.scratch.add(layout.shift + first),
                 out_factor: self.scratch.add(layout.out_factor + first),
+                wanted: self.scratch.add(layout.wanted + 2 * t * layout.index_blocks).cast(),
                 touched: self.scratch.add(layout.touched + 2 * t).cast(),
             }
         }
@@ -177,11 +191,12 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         unsafe {
             *tile.touched = 0;
             (functions.begin)(head.weighting.data, tile.state, lanes);
-            let mut factors = head.factors(tile.rows.first);
+            let row = |lane: usize| head.first_row.wrapping_add(head.place(tile.rows.first - head.first_row + lane));
+            let mut factors = head.factors(row(0));
             for lane in 0..lanes {
                 // Lanes past the last row repeat it: their results go nowhere.
                 if head.rows_vary() && lane < tile.rows.rows {
-                    factors = head.factors(tile.rows.first + lane);
+                    factors = head.factors(row(lane));
                 }
                 *tile.gain.add(lane) = head.gain(&factors);
                 *tile.shift.add(lane) = factors.shift;
@@ -204,8 +219,9 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
     fn pack<S: Simd, E: Element>(&self, s: S, tile: Subtile) {
         let head = self.head;
         s.vectorize(Pack::<E> {
-            q: head.q.cast::<E>().wrapping_add((tile.rows.first - head.first_row) * head.q_stride),
+            q: head.q.cast::<E>(),
             q_stride: head.q_stride,
+            places: head.places(tile),
             rows: tile.rows.rows,
             d: head.d,
             packed: tile.queries,

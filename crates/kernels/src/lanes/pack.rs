@@ -10,10 +10,33 @@ impl Square {
     pub(super) const ZERO: Self = Self([0.0; 256]);
 }
 
+/// Where the rows of a sub-tile lie, counted from row 0 of the call.
+#[derive(Clone, Copy)]
+pub(crate) struct Places<'a> {
+    /// The first row of the call that is of the sub-tile.
+    pub(crate) first: usize,
+    /// See [`Head::order`](super::args::Head): rows of the sequence, of which row 0 of the call is `first_row`.
+    pub(crate) order: Option<&'a [u32]>,
+    pub(crate) first_row: usize,
+}
+
+impl Places<'_> {
+    /// The place of row `row` of the sub-tile.
+    #[inline(always)]
+    fn of(&self, row: usize) -> usize {
+        match self.order {
+            None => self.first + row,
+            Some(order) => (order[self.first + row] as usize).wrapping_sub(self.first_row),
+        }
+    }
+}
+
 /// `packed[c][lane] = q[lane][c]`, widened, and zero in the lanes past the last row.
-pub(crate) struct Pack<E> {
+pub(crate) struct Pack<'a, E> {
+    /// Row 0 of the call.
     pub(crate) q: *const E,
     pub(crate) q_stride: usize,
+    pub(crate) places: Places<'a>,
     pub(crate) rows: usize,
     pub(crate) d: usize,
     /// `[d][lanes]`
@@ -23,7 +46,7 @@ pub(crate) struct Pack<E> {
     pub(crate) negate: bool,
 }
 
-impl<E: Element> Op for Pack<E> {
+impl<E: Element> Op for Pack<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -40,19 +63,21 @@ impl<E: Element> Op for Pack<E> {
                 unsafe {
                     let packed = self.packed.add(c * self.lanes + first);
                     // Only f32 has elements of its size.
-                    if size_of::<E>() == size_of::<f32>() && rows == S::LANES && columns == S::LANES {
-                        let q = self.q.add(first * self.q_stride + c).cast::<f32>();
+                    if size_of::<E>() == size_of::<f32>()
+                        && rows == S::LANES
+                        && columns == S::LANES
+                        && self.places.order.is_none()
+                    {
+                        let q = self.q.add(self.places.of(first) * self.q_stride + c).cast::<f32>();
                         s.transpose(q, self.q_stride, packed, self.lanes);
                         continue;
                     }
                     for row in 0..S::LANES {
-                        let q = self.q.wrapping_add((first + row) * self.q_stride + c);
                         let line = if row >= rows {
                             s.zero()
-                        } else if columns == S::LANES {
-                            E::load(s, q)
                         } else {
-                            E::load_first(s, q, columns)
+                            let q = self.q.wrapping_add(self.places.of(first + row).wrapping_mul(self.q_stride) + c);
+                            if columns == S::LANES { E::load(s, q) } else { E::load_first(s, q, columns) }
                         };
                         s.store(square.0.as_mut_ptr().add(row * S::LANES), line);
                     }
@@ -81,19 +106,21 @@ impl<E: Element> Op for Pack<E> {
 ///
 /// A zero in `turned` comes out as +0: its sign may come from values behind a mask, whose products of zero were added
 /// to one that underflowed.
-pub(crate) struct Unpack<E> {
+pub(crate) struct Unpack<'a, E> {
     /// `[d_v][lanes]`
     pub(crate) turned: *const f32,
     /// `[lanes]`
     pub(crate) factor: *const f32,
     pub(crate) lanes: usize,
+    /// Row 0 of the call.
     pub(crate) out: *mut E,
     pub(crate) out_stride: usize,
+    pub(crate) places: Places<'a>,
     pub(crate) rows: usize,
     pub(crate) d_v: usize,
 }
 
-impl<E: Element> Op for Unpack<E> {
+impl<E: Element> Op for Unpack<'_, E> {
     type Output = bool;
 
     #[inline(always)]
@@ -105,7 +132,7 @@ impl<E: Element> Op for Unpack<E> {
             let rows = (self.rows - first).min(S::LANES);
             for c in (0..self.d_v).step_by(S::LANES) {
                 let columns = (self.d_v - c).min(S::LANES);
-                // SAFETY: `turned` has `d_v` rows of `lanes`, `factor` has `lanes`, rows `first..first + rows` of `out`
+                // SAFETY: `turned` has `d_v` rows of `lanes`, `factor` has `lanes`, the rows of `places` in `out`
                 // have `d_v` elements; the squares have room for LANES x LANES.
                 unsafe {
                     let factor = s.load(self.factor.add(first));
@@ -114,15 +141,20 @@ impl<E: Element> Op for Unpack<E> {
                         nan = s.or(nan, s.is_nan(line));
                         s.store(square.0.as_mut_ptr().add(column * S::LANES), s.mul_add(line, factor, s.zero()));
                     }
-                    let out = self.out.add(first * self.out_stride + c);
-                    if size_of::<E>() == size_of::<f32>() && rows == S::LANES && columns == S::LANES {
+                    if size_of::<E>() == size_of::<f32>()
+                        && rows == S::LANES
+                        && columns == S::LANES
+                        && self.places.order.is_none()
+                    {
+                        let out = self.out.add(self.places.of(first) * self.out_stride + c);
                         s.transpose(square.0.as_ptr(), S::LANES, out.cast(), self.out_stride);
                         continue;
                     }
                     s.transpose(square.0.as_ptr(), S::LANES, rows_of_out.0.as_mut_ptr(), S::LANES);
                     for row in 0..rows {
                         let line = s.load(rows_of_out.0.as_ptr().add(row * S::LANES));
-                        E::store_first(s, out.add(row * self.out_stride), line, columns);
+                        let out = self.out.wrapping_add(self.places.of(first + row).wrapping_mul(self.out_stride) + c);
+                        E::store_first(s, out, line, columns);
                     }
                 }
             }

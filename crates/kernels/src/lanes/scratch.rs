@@ -14,6 +14,8 @@ pub(crate) struct Sizes {
     pub(crate) state: usize,
     /// Whether K and V may have to be brought to scratch block by block.
     pub(crate) copy: bool,
+    /// Blocks of the index of the keys; 0 without one.
+    pub(crate) index_blocks: usize,
 }
 
 /// f32 of a cache line: every array starts at one.
@@ -44,13 +46,20 @@ pub(crate) struct Layout {
     /// `[key_block][d]` and `[key_block][d_v]`, which pairs of bf16 fill in part; empty unless copied
     pub(crate) keys: usize,
     pub(crate) values: usize,
+    /// One u64: what is known of the values at hand.
+    pub(crate) finite: usize,
+    /// `[index_blocks][lanes]`
+    pub(crate) bounds: usize,
+    /// `[subtile][index_blocks]` u64
+    pub(crate) wanted: usize,
+    pub(crate) index_blocks: usize,
     /// The end, in f32; `usize::MAX` if it is more than can be counted, which no workspace has room for.
     pub(crate) len: usize,
 }
 
 impl Layout {
     pub(crate) fn new(sizes: Sizes) -> Self {
-        let Sizes { lanes, subtiles, key_block, d, d_v, state, copy } = sizes;
+        let Sizes { lanes, subtiles, key_block, d, d_v, state, copy, index_blocks } = sizes;
         let mut end = 0_usize;
         let mut take = |sizes: [usize; 3]| {
             let start = end;
@@ -73,6 +82,10 @@ impl Layout {
             visible: take([1, 2, key_block]),
             keys: take([1, copied, d]),
             values: take([1, copied, d_v]),
+            finite: take([1, 1, 2]),
+            bounds: take([1, index_blocks, lanes]),
+            wanted: take([subtiles, index_blocks, 2]),
+            index_blocks,
             len: end,
         }
     }

@@ -18,9 +18,10 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
     pub(super) unsafe fn copy_rows<S: Simd>(&self, s: S, tile: Subtile) {
         let head = self.head;
         let lanes = G * S::LANES;
-        let target = self.target().row(tile.rows.first - head.first_row);
+        let target = self.target();
+        let first = tile.rows.first - head.first_row;
         for lane in 0..tile.rows.rows {
-            let to = target.row(lane);
+            let to = target.row(head.place(first + lane));
             // SAFETY: the caller's contract; the key was found among the keys of the sequence.
             unsafe {
                 let key = (*tile.state.add(slot::KEY * lanes + lane)).to_bits();
@@ -65,8 +66,9 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
             let (scores, _, _, _) = self.block_arrays();
             let mut place = self.first_place();
             while let Some(at) = place.filter(|place| self.concerns(tile, *place)) {
-                let keys = self.load_keys(s, at);
-                if let Some(segments) = self.scores(s, tile, keys, Streams::NONE) {
+                if let Some(keys) = self.wanted(tile, self.load_keys(s, at))
+                    && let Some(segments) = self.scores(s, tile, keys, Streams::NONE)
+                {
                     s.vectorize(AddTies {
                         source: &head.v,
                         segments: segments.as_slice(),
@@ -81,13 +83,14 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
                 }
                 place = self.next_place(at);
             }
-            let target = self.target().row(tile.rows.first - head.first_row);
+            let target = self.target();
+            let first = tile.rows.first - head.first_row;
             for lane in 0..tile.rows.rows {
                 if tied >> lane & 1 == 1 {
                     let count = *tile.state.add(slot::COUNT * lanes + lane);
                     let factor = if head.partial.is_some() { 1.0 } else { 1.0 / count };
                     let from = sums.add(lane * head.d_v);
-                    s.vectorize(Narrow { from, factor, columns: head.d_v, to: target.row(lane) });
+                    s.vectorize(Narrow { from, factor, columns: head.d_v, to: target.row(head.place(first + lane)) });
                 }
             }
         }

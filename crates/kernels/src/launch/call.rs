@@ -2,6 +2,7 @@
 
 use regard_simd::Level;
 
+use crate::index::KeyIndex;
 use crate::mask::Band;
 use crate::rules::{Count, Schedule, Shift};
 use crate::table::{Kernel, RowsKernel};
@@ -26,6 +27,9 @@ pub struct Call<'a> {
     pub pages: Option<PageTables<'a>>,
     /// At least one, unless there are no rows. They share no query rows, and follow each other in `q`.
     pub sequences: &'a [Sequence],
+    /// What is known of blocks of keys, if they are padded: it may save looking at them. It changes no selection, and leaves out
+    /// less than 2^-26 of the weights of softmax.
+    pub index: Option<&'a KeyIndex>,
     /// Non-zero where a pair is visible: `[sequences, query_heads, longest queries, longest keys]`.
     pub keep: Option<View<'a, u8>>,
     /// Added to the scaled score: `[sequences, query_heads, longest queries, longest keys]`.

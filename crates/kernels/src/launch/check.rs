@@ -34,6 +34,7 @@ pub(super) fn check(call: &Call<'_>, choice: &Choice, outputs: &Outputs<'_>) {
             assert_eq!(sums.len(), rows * d_v, "sums");
         }
     }
+    assert!(call.index.is_none_or(|index| super::prune::fits(index, call)), "index of other keys");
     check_choice(call, choice);
 }
 

@@ -10,6 +10,7 @@
 mod call;
 mod check;
 mod partial;
+mod prune;
 mod task;
 mod units;
 
@@ -18,8 +19,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use self::call::{Call, Choice, Executor, Outputs, PageTables, Sequence, Split, Temperatures};
 pub use self::partial::{conclude, endings, merge};
+use self::prune::Pruning;
+pub use self::prune::ignores_index;
 use self::task::{Destination, partial_len, partial_rows};
 use self::units::{Extent, Unit, extents, group, takes_rows, units};
+use crate::index::KeyIndex;
 use crate::lanes;
 use crate::mask::Matrix;
 use crate::rows;
@@ -46,7 +50,8 @@ pub fn workspace_len(call: &Call<'_>, choice: &Choice, threads: usize) -> usize 
         tasks => {
             let threads = threads.clamp(1, tasks);
             let spans = if threads == 1 { 0 } else { spans_len(call, choice) };
-            Memory::new(call, choice).len.saturating_mul(threads).saturating_add(spans)
+            let own = Memory::new(call, choice).len.saturating_mul(threads);
+            own.saturating_add(spans).saturating_add(prune::len(call, choice))
         }
     }
 }
@@ -92,6 +97,7 @@ impl Memory {
             }
         }
         let keys = longest_keys(call);
+        let index_blocks = prune::index(call, choice).map_or(0, KeyIndex::blocks);
         let lanes = lanes::scratch::Layout::new(lanes::scratch::Sizes {
             lanes: choice.kernel.tile.rows,
             subtiles: lanes_queries.div_ceil(choice.kernel.tile.rows),
@@ -100,6 +106,7 @@ impl Memory {
             d_v,
             state,
             copy: choice.copy || call.k.dtype() != Dtype::F32 || call.pages.is_some(),
+            index_blocks,
         });
         let rows_layout = rows::scratch::Layout::new(rows::scratch::Sizes {
             lanes: choice.level.isa().lanes(),
@@ -181,14 +188,22 @@ pub fn run(call: &Call<'_>, choice: &Choice, outputs: Outputs<'_>, workspace: &m
     if possible == 0 {
         return;
     }
-    let launch = Launch { call, choice, memory, destination, _borrows: PhantomData };
+    let pruning_len = prune::len(call, choice);
+    let least = memory.len.saturating_add(pruning_len);
+    assert!(workspace.len() >= least, "workspace of {} f32 is shorter than {least}", workspace.len());
+    let (workspace, pruning) = workspace.split_at_mut(workspace.len() - pruning_len);
+    let pruning = Pruning::new(call, choice, pruning);
+    let launch = Launch { call, choice, memory, destination, pruning, _borrows: PhantomData };
     let threads = executor.threads().min(possible);
     // Threads beyond the first one are of use with all of their memory only.
     let spans = spans_len(call, choice);
     let slots = workspace.len().saturating_sub(spans) / memory.len;
     if threads <= 1 || slots <= 1 {
-        assert!(workspace.len() >= memory.len, "workspace of {} f32 is shorter than {}", workspace.len(), memory.len);
         let own = Own::new(workspace.as_mut_ptr(), &memory, d_v);
+        for job in 0..pruning.map_or(0, |pruning| pruning.surveys()) {
+            // SAFETY: surveys are made one after the other, and the workspace has room for a thread.
+            unsafe { launch.survey(job, own.scratch) };
+        }
         for unit in units(call, choice) {
             // SAFETY: units are computed one after the other, and the workspace has room for a thread.
             unsafe { launch.unit(&unit, own.scratch, own.partial) };
@@ -197,19 +212,11 @@ pub fn run(call: &Call<'_>, choice: &Choice, outputs: Outputs<'_>, workspace: &m
     }
     let (own, shared) = workspace.split_at_mut(workspace.len() - spans);
     let tasks = Tasks::new(&launch, threads, shared);
-    let team = Team {
-        launch: &launch,
-        tasks: &tasks,
-        own: own.as_mut_ptr(),
-        slots,
-        next_slot: AtomicUsize::new(0),
-        next_task: AtomicUsize::new(0),
-    };
-    let work = || team.work();
-    executor.run(&work);
-    // Whatever the executor did, all tasks are done when this returns.
-    team.next_slot.store(0, Ordering::Relaxed);
-    team.work();
+    let own = own.as_mut_ptr();
+    if let Some(pruning) = &pruning {
+        Team::new(&launch, Jobs::Surveys(pruning.surveys()), own, slots).run(executor);
+    }
+    Team::new(&launch, Jobs::Tasks(&tasks), own, slots).run(executor);
 }
 
 fn target(out: &mut TensorMut<'_>) -> Target {
@@ -225,6 +232,7 @@ struct Launch<'a> {
     choice: &'a Choice,
     memory: Memory,
     destination: Destination,
+    pruning: Option<Pruning<'a>>,
     _borrows: PhantomData<&'a mut [f32]>,
 }
 
@@ -299,10 +307,18 @@ impl Tasks {
     }
 }
 
+/// What threads are given to do.
+#[derive(Clone, Copy)]
+enum Jobs<'a> {
+    /// That many surveys of heads.
+    Surveys(usize),
+    Tasks(&'a Tasks),
+}
+
 /// Threads at work: the counters that hand out tasks and memory.
 struct Team<'a> {
     launch: &'a Launch<'a>,
-    tasks: &'a Tasks,
+    jobs: Jobs<'a>,
     own: *mut f32,
     slots: usize,
     next_slot: AtomicUsize,
@@ -314,7 +330,20 @@ struct Team<'a> {
 // that did the last span of a unit, after all others have said that theirs are done.
 unsafe impl Sync for Team<'_> {}
 
-impl Team<'_> {
+impl<'a> Team<'a> {
+    /// `own` has room for `slots` threads.
+    fn new(launch: &'a Launch<'a>, jobs: Jobs<'a>, own: *mut f32, slots: usize) -> Self {
+        Self { launch, jobs, own, slots, next_slot: AtomicUsize::new(0), next_task: AtomicUsize::new(0) }
+    }
+
+    /// Does all there is to do.
+    fn run(&self, executor: &dyn Executor) {
+        executor.run(&|| self.work());
+        // Whatever the executor did, everything is done when this returns.
+        self.next_slot.store(0, Ordering::Relaxed);
+        self.work();
+    }
+
     /// Takes tasks until there are none.
     fn work(&self) {
         // Looked at first, so that no number of calls makes the counter wrap and hand out a slot twice.
@@ -329,17 +358,28 @@ impl Team<'_> {
         let own = Own::new(self.own.wrapping_add(slot * memory.len), memory, call.v.shape()[3]);
         loop {
             let task = self.next_task.fetch_add(1, Ordering::Relaxed);
-            let Some(task) = self.tasks.list.get(task) else { return };
-            // SAFETY: the counter gives each task to one thread, and the slot is this thread's alone.
-            unsafe { self.task(task, own) };
+            match self.jobs {
+                Jobs::Surveys(surveys) => {
+                    if task >= surveys {
+                        return;
+                    }
+                    // SAFETY: the counter gives each survey to one thread, and the slot is this thread's alone.
+                    unsafe { self.launch.survey(task, own.scratch) };
+                }
+                Jobs::Tasks(tasks) => {
+                    let Some(task) = tasks.list.get(task) else { return };
+                    // SAFETY: as above, for tasks.
+                    unsafe { self.task(&tasks.units[task.unit], task, own) };
+                }
+            }
         }
     }
 
     /// # Safety
     /// No one else does this task or uses this memory.
-    unsafe fn task(&self, task: &Task, own: Own) {
+    unsafe fn task(&self, unit_tasks: &UnitTasks, task: &Task, own: Own) {
         let launch = self.launch;
-        let UnitTasks { unit, spans, left } = &self.tasks.units[task.unit];
+        let UnitTasks { unit, spans, left } = unit_tasks;
         let d_v = launch.call.v.shape()[3];
         let place = |start: *mut f32, span: usize| {
             partial_rows(start.wrapping_add(span * partial_len(unit.rows(), d_v)), unit.rows(), d_v)

@@ -1,6 +1,7 @@
 //! From a unit to the raw arguments of a kernel: the one step from checked views to pointers.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use regard_simd::Level;
 
@@ -150,9 +151,29 @@ impl Launch<'_> {
     /// # Safety
     /// No one else computes this unit or uses this memory.
     unsafe fn lanes(&self, unit: &Unit, span: usize, scratch: *mut f32, partial: Option<PartialRows>) {
-        let Self { call, choice, .. } = *self;
         let UnitRows::Lanes { head, first, rows } = unit.rows else { unreachable!("a unit of the rows kernel") };
-        let sequence = &call.sequences[unit.sequence];
+        let (start, end) = unit.span(self.call, span);
+        let mut arguments = self.head(unit.sequence, head, first, rows, start..end, partial);
+        // SAFETY: `check` has compared the shapes and found the kernel in the table of a detected level, the views prove
+        // the bounds of every row, and rows and scratch are this thread's alone; surveys are made before units.
+        unsafe {
+            (arguments.prune, arguments.order) = self.pruned(unit.sequence, head, first, rows);
+            self.choice.kernel.run(&arguments, scratch, self.memory.lanes);
+        }
+    }
+
+    /// The arguments of a lanes kernel, but for what may be left out.
+    pub(super) fn head(
+        &self,
+        sequence_index: usize,
+        head: usize,
+        first: usize,
+        rows: usize,
+        span: Range<usize>,
+        partial: Option<PartialRows>,
+    ) -> Head<'_> {
+        let Self { call, choice, .. } = *self;
+        let sequence = &call.sequences[sequence_index];
         let [_, heads, q_rows, d] = call.q.shape();
         let d_v = call.v.shape()[3];
         let q_stride = row_stride(call.q.shape(), call.q.strides());
@@ -167,17 +188,16 @@ impl Launch<'_> {
             Destination::Partial(_) => (Target::NONE, std::ptr::null_mut()),
         };
         let kv_head = head / group(call);
-        let (start, end) = unit.span(call, span);
-        let arguments = Head {
+        Head {
             q: q.wrapping_add(query.wrapping_mul(q_stride).wrapping_mul(call.q.dtype().bytes())),
             q_dtype: call.q.dtype(),
             q_stride,
             first_row: first,
             rows,
-            k: self.source(&call.k, unit.sequence, kv_head),
-            v: self.source(&call.v, unit.sequence, kv_head),
+            k: self.source(&call.k, sequence_index, kv_head),
+            v: self.source(&call.v, sequence_index, kv_head),
             keys: sequence.keys,
-            span: start..end,
+            span,
             d,
             d_v,
             out,
@@ -186,11 +206,11 @@ impl Launch<'_> {
             band: sequence.band,
             keep: call.keep.map(|keep| {
                 let [.., row_stride, key_stride] = keep.strides();
-                Matrix { data: keep.head(unit.sequence, head), row_stride, key_stride }
+                Matrix { data: keep.head(sequence_index, head), row_stride, key_stride }
             }),
             bias: call.bias.map(|bias| {
                 let [.., row_stride, key_stride] = bias.strides();
-                Matrix { data: bias.head(unit.sequence, head), row_stride, key_stride }
+                Matrix { data: bias.head(sequence_index, head), row_stride, key_stride }
             }),
             alibi: call.alibi_slopes.map(|slopes| Alibi { slope: slopes[head], offset: sequence.offset }),
             scale: call.scale,
@@ -205,10 +225,9 @@ impl Launch<'_> {
             weighting: self.weigh(),
             key_block: choice.key_block.min(super::longest_keys(call).next_multiple_of(2)).max(2),
             copy: choice.copy,
-        };
-        // SAFETY: `check` has compared the shapes and found the kernel in the table of a detected level, the views prove
-        // the bounds of every row, and rows and scratch are this thread's alone.
-        unsafe { choice.kernel.run(&arguments, scratch, self.memory.lanes) }
+            prune: None,
+            order: None,
+        }
     }
 
     /// Runs a rows kernel on a span into partial results.

@@ -307,7 +307,8 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
         // SAFETY: the functions are of this level (`launch` pairs them), and the block is as its fields say.
         match unsafe { (unit.weighting.functions.weigh)(unit.weighting.data, &block) } {
             Step::Skip => Weighed::Nothing,
-            Step::Add => Weighed::Weights { rescale: false },
+            // To leave values out would take a look at them all the same: NaN and Inf are felt at any weight.
+            Step::Add | Step::Part { .. } => Weighed::Weights { rescale: false },
             Step::Rescale => Weighed::Weights { rescale: true },
         }
     }

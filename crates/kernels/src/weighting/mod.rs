@@ -62,6 +62,13 @@ pub enum Step {
     Skip,
     /// Add the weighted values.
     Add,
+    /// Add the weighted values of some keys; the weights of all others are zero.
+    Part {
+        /// The first of them, of the block: at an even place.
+        key: usize,
+        /// Their number; even, unless the last key is among them. None at all may be left.
+        keys: usize,
+    },
     /// Multiply what is there by `alpha`, then add the weighted values.
     Rescale,
 }

@@ -32,6 +32,10 @@ use super::{Block, Kind, Lane, Mix, RowState, Step, Weighting};
 /// }
 /// ```
 pub trait Pointwise: Copy + Send + Sync + 'static {
+    /// Whether weights of zero are so common that whole ranges of keys may have no other: it then pays to look for them, and
+    /// their values are left out of the value product where they are finite. It changes no result.
+    const SPARSE: bool = false;
+
     /// The weights of a vector of scores. Mark it `#[inline(always)]`, and use neither closures nor calls of functions
     /// that are not `#[inline(always)]` themselves.
     fn weight<S: Simd>(&self, s: S, score: S::F32) -> S::F32;
@@ -55,6 +59,10 @@ unsafe impl<P: Pointwise> Weighting for Map<P> {
 
     #[inline(always)]
     unsafe fn weigh<S: Simd>(&self, s: S, block: &Block<'_>) -> Step {
+        if P::SPARSE {
+            // SAFETY: the caller's contract.
+            return unsafe { self.weigh_sparse(s, block) };
+        }
         for segment in block.segments {
             for vector in 0..block.vectors {
                 // SAFETY: the pointers of the block are valid as its fields say, and keys come from its segments.
@@ -93,6 +101,56 @@ unsafe impl<P: Pointwise> Weighting for Map<P> {
     fn weights_f64(&self, scores: &[f64], visible: &[bool], _sink: Option<f64>, weights: &mut [f64]) {
         for ((weight, score), visible) in weights.iter_mut().zip(scores).zip(visible) {
             *weight = if *visible { self.0.weight_f64(*score) } else { 0.0 };
+        }
+    }
+}
+
+/// Keys that [`Pointwise::SPARSE`] weightings look at together.
+const RUN: usize = 16;
+
+impl<P: Pointwise> Map<P> {
+    /// As [`Weighting::weigh`], and says from where to where there are weights other than zero.
+    ///
+    /// # Safety
+    /// As for [`Weighting::weigh`].
+    #[inline(always)]
+    unsafe fn weigh_sparse<S: Simd>(&self, s: S, block: &Block<'_>) -> Step {
+        let (mut from, mut to) = (usize::MAX, 0);
+        let every = s.mask_from_bits(u64::MAX);
+        for segment in block.segments {
+            let end = segment.key + segment.keys;
+            for vector in 0..block.vectors {
+                // SAFETY: the pointers of the block are valid as its fields say, and keys come from its segments.
+                unsafe {
+                    let gain = block.row(s, block.gain, vector);
+                    let shift = block.row(s, block.shift, vector);
+                    for run in (segment.key..end).step_by(RUN) {
+                        let run_end = (run + RUN).min(end);
+                        let mut p = block.scores.add(run * block.lanes + vector * S::LANES);
+                        let mut zero = every;
+                        for key in run..run_end {
+                            let mut weight = self.0.weight(s, s.mul_add(s.load(p), gain, shift));
+                            if segment.masked {
+                                let seen = s.mask_from_bits(*block.visible.add(key) >> (vector * S::LANES));
+                                weight = s.select(seen, weight, s.zero());
+                            }
+                            zero = s.and(zero, s.eq(weight, s.zero()));
+                            s.store(p, weight);
+                            p = p.wrapping_add(block.lanes);
+                        }
+                        if s.mask_to_bits(zero) != s.mask_to_bits(every) {
+                            (from, to) = (from.min(run), to.max(run_end));
+                        }
+                    }
+                }
+            }
+        }
+        let whole = block.segments.first().map_or(0, |first| first.key);
+        let end = block.segments.last().map_or(0, |last| last.key + last.keys);
+        if from <= whole && to == end {
+            Step::Add
+        } else {
+            Step::Part { key: from.min(to), keys: to.saturating_sub(from) }
         }
     }
 }

@@ -18,6 +18,8 @@ pub(super) fn relu<S: Simd>(s: S, x: S::F32) -> S::F32 {
 }
 
 impl Pointwise for Relu {
+    const SPARSE: bool = true;
+
     #[inline(always)]
     fn weight<S: Simd>(&self, s: S, score: S::F32) -> S::F32 {
         relu(s, score)

@@ -11,6 +11,8 @@ use super::{Pointwise, relu::relu};
 pub struct ReluSquared;
 
 impl Pointwise for ReluSquared {
+    const SPARSE: bool = true;
+
     #[inline(always)]
     fn weight<S: Simd>(&self, s: S, score: S::F32) -> S::F32 {
         let positive = relu(s, score);

@@ -13,22 +13,18 @@
 //! States merge associatively, so that all prefixes can be had by a parallel scan. Aaren has one learnt query for all
 //! positions, and so is an RNN with a state of `d_v + 2` numbers.
 //!
-//! Here: causal softmax attention with q repeated by a stride of 0 gives all prefixes at once;
-//! [`Partial`](crate::Partial) holds the state of each row, and merges, for every weighting;
+//! Here: [`prefixes`](crate::prefixes) computes all prefixes of one query in O(n), by a scan over chunks of keys that threads
+//! share; [`State`](crate::State) is the recurrence itself, for every weighting and any number of queries: `push`, `push_block`,
+//! `merge`, `output`, in constant memory; [`Partial`](crate::Partial) is the state of a whole problem.
 //! [`KvCache`](crate::KvCache) keeps keys and values, for queries that differ from position to position.
 //!
 //! ```
-//! use regard::{Align, Attention, View};
+//! use regard::{Attention, View, prefixes};
 //!
-//! // One query at every position; the output at i is attention over the first i + 1 keys.
+//! // One query; the output at i is attention over the first i + 1 keys.
 //! let (q, k, v) = ([1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 3.0, 5.0, 7.0]);
-//! let q = View::strided(&q, [1, 1, 4, 1], [1, 1, 0, 1])?;
-//! let out = regard::attention(
-//!     &Attention::softmax().causal(Align::TopLeft),
-//!     q,
-//!     View::bhsd(&k, [1, 1, 4, 1])?,
-//!     View::bhsd(&v, [1, 1, 4, 1])?,
-//! )?;
+//! let rows = |data| View::bhsd(data, [1, 1, 4, 1]);
+//! let out = prefixes(&Attention::softmax(), View::bhsd(&q, [1, 1, 1, 1])?, rows(&k)?, rows(&v)?)?;
 //! assert!(out.iter().zip([1.0, 2.0, 3.0, 4.0]).all(|(a, b)| (a - b).abs() < 1e-6));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -37,6 +33,7 @@
 //! | statement | source | test |
 //! |---|---|---|
 //! | the recurrence is causal attention, at every prefix | the paper | `prefix::recurrence_is_causal_attention` |
+//! | a scan in linear time gives every prefix | the paper | `prefix::scan_is_causal_attention` |
 //! | keys appended after n give the last rows of the whole, for every weighting; bit for bit if they are more than 16 | derived here | `prefix::append_equals_prefill` |
 //! | results over ranges of keys merge, wherever they are cut | the paper, for softmax | `prefix::ranges_merge` |
 //! | selections merge: the larger maximum wins, and the tie rule decides | derived here | `prefix::selections_merge` |
@@ -47,10 +44,9 @@
 //! transformer, with constant memory per token (the authors).
 //!
 //! # Shown
-//! No example yet: it needs a state to which keys are pushed one by one, which this library does not have yet.
+//! The example `streaming`: a sensor whose readings come one by one, in constant memory.
 //!
 //! # Deviations, and what could not be verified
-//! The paper scans in parallel in about log2 n steps, which suits GPUs; on a CPU core the sequential order is
-//! work-optimal. A kernel of its own, that does all prefixes of one query in O(n), does not exist here yet: causal
-//! attention with a repeated query takes O(n^2). No official code is known; formulas are from the paper's overview and
-//! from code that follows it.
+//! The paper scans in parallel in about log2 n steps, which suits GPUs; on a few cores the sequential order is work-optimal.
+//! Here one thread scans in order, and several first sum up chunks of 256 keys and then scan each. No official code is
+//! known; formulas are from the paper's overview and from code that follows it.

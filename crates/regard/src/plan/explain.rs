@@ -83,6 +83,11 @@ impl fmt::Display for Explanation<'_> {
                 "spans        {span} keys, computed apart and merged in order (decides the order of summation)"
             )?;
         }
+        match self.0.ignores_index {
+            Some(why) => writeln!(f, "index        of no use: {why}")?,
+            None if key.indexed => writeln!(f, "index        leaves out blocks of keys where it can")?,
+            None => {}
+        }
         writeln!(f, "tasks        {}, shared by the threads", self.0.tasks())?;
         writeln!(f, "workspace    {} bytes per thread", self.0.workspace_bytes(1))?;
         write!(f, "why          {}", Why(self.0))

@@ -35,6 +35,8 @@ pub(super) struct Key {
     pub(super) kind: Kind,
     pub(super) numerics: Numerics,
     pub(super) split: Split,
+    /// Whether there is an index of the keys.
+    pub(super) indexed: bool,
 }
 
 impl Key {
@@ -60,6 +62,7 @@ impl Key {
             kind: problem.weighting.kind(),
             numerics: problem.options.numerics,
             split,
+            indexed: problem.index.is_some(),
         }
     }
 
@@ -100,7 +103,21 @@ impl Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { shape, most_keys, q_dtype, kv_dtype, storage, isa, family, mask, kind, numerics, split, .. } = self;
+        let Self {
+            shape,
+            most_keys,
+            q_dtype,
+            kv_dtype,
+            storage,
+            isa,
+            family,
+            mask,
+            kind,
+            numerics,
+            split,
+            indexed,
+            ..
+        } = self;
         write!(f, "{shape}, ")?;
         match storage {
             Storage::Padded => {}
@@ -117,6 +134,9 @@ impl fmt::Display for Key {
         write!(f, "{} weights{ties}, {} mask, {isa}", family.name(), mask.name())?;
         if (*kv_dtype == Dtype::Int8 || [*q_dtype, *kv_dtype] == [Dtype::Bf16; 2]) && !self.native {
             f.write_str(", widened")?;
+        }
+        if *indexed {
+            f.write_str(", indexed")?;
         }
         match split {
             Split::Auto => {}

@@ -43,6 +43,8 @@ pub struct Plan {
     /// Whether some sequence is computed by the rows kernel, and some by the lanes kernel.
     uses: [bool; 2],
     lse: bool,
+    /// Why the index of the keys is of no use.
+    ignores_index: Option<&'static str>,
 }
 
 /// What is written to, as far as it can be wrong.
@@ -76,6 +78,7 @@ impl Plan {
             profile: setup.profile.clone().filter(|_| entries != [None; 2]),
             entries,
             uses,
+            ignores_index: launch::ignores_index(&problem.call(), &choice),
             lse: problem.weighting.has_log_sum_exp(),
         }
     }

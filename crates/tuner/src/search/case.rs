@@ -121,6 +121,7 @@ impl Case {
             k: tensor(k, copy),
             v: tensor(v, copy),
             pages: None,
+            index: None,
             sequences: &self.sequences,
             keep: None,
             bias: None,

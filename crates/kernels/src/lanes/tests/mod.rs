@@ -88,6 +88,8 @@ impl<'a> Case<'a> {
             },
             key_block: self.key_block,
             copy: self.copy,
+            prune: None,
+            order: None,
         }
     }
 
@@ -145,6 +147,7 @@ fn run_tile<S: Simd, const G: usize, const R: usize, const R1: usize, const PAIR
         d_v: head.d_v,
         state: head.weighting.functions.state,
         copy: true,
+        index_blocks: 0,
     });
     let mut memory = vec![f32::NAN; layout.len + 16];
     let start = memory.as_ptr().align_offset(64);

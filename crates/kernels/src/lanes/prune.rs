@@ -1,0 +1,377 @@
+//! Which key blocks a sub-tile can do without: those whose scores a bound keeps out of the result of every row.
+//!
+//! Each row decides by itself, from its query and the keys that it sees. Selections skip a block that no lane wants, as
+//! what a lane does not want cannot be selected; sums of weights hide it from the lanes that do not want it too, so that
+//! a row's bits do not depend on the other rows of its sub-tile.
+
+use regard_simd::{Op, Simd};
+
+use super::load::{KeyBlock, Place};
+use super::scores::Scores;
+use super::segments::{Rows, Segment, lanes_of};
+use super::streams::Streams;
+use super::{Lanes, Subtile};
+use crate::index::{HeadIndex, INDEX_BLOCK, query_norm};
+use crate::mask::Band;
+use crate::weighting::Kind;
+
+/// How a call leaves out keys.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Prune<'a> {
+    pub(crate) index: HeadIndex<'a>,
+    /// How far below the largest score of its row a score must be to be left out, in units of log2 of weights; 0 for selections.
+    pub(crate) margin: f32,
+    /// Where the call says what it would do, if it is to do nothing else.
+    pub(crate) survey: Option<Survey>,
+}
+
+/// What queries and blocks have to do with each other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Survey {
+    /// How many pairs of row and block are wanted, added to.
+    Wanted(*mut u32),
+    /// The block that promises most, for each row of the call; 0 if none does.
+    Best(*mut u32),
+}
+
+impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'_, G, R, R1, PAIRS> {
+    /// Says what the rows of a call would want.
+    #[inline(always)]
+    pub(super) fn survey<S: Simd>(&self, s: S, survey: Survey) {
+        for t in 0..self.head.rows.div_ceil(G * S::LANES) {
+            let tile = self.subtile::<S>(t);
+            self.begin(s, tile);
+            // SAFETY: `Best` has the rows of the call, and `Wanted` is there.
+            unsafe {
+                match survey {
+                    Survey::Wanted(wanted) => {
+                        self.bound(s, tile);
+                        for block in 0..self.index_blocks() {
+                            *wanted += (*tile.wanted.add(block)).count_ones();
+                        }
+                    }
+                    Survey::Best(best) => {
+                        let mut largest = Largest::NONE;
+                        self.centres(s, tile);
+                        self.compare(s, tile, &mut largest, Compare::Lower);
+                        for lane in 0..tile.rows.rows {
+                            let block = largest.blocks[lane].to_bits();
+                            let block = if block == Largest::NO_BLOCK { 0 } else { block };
+                            *best.add(tile.rows.first - self.head.first_row + lane) = block;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn index_blocks(&self) -> usize {
+        self.head.prune.map_or(0, |prune| prune.index.upper.len())
+    }
+
+    /// Finds out which lanes of a sub-tile want which blocks. Its queries are packed and its rows begun.
+    #[inline(always)]
+    pub(super) fn bound<S: Simd>(&self, s: S, tile: Subtile) {
+        if self.head.prune.is_none() {
+            return;
+        }
+        let mut largest = Largest::NONE;
+        self.centres(s, tile);
+        self.compare(s, tile, &mut largest, Compare::Both);
+        let blocks = self.index_blocks();
+        // SAFETY: `wanted` has a word for each block.
+        let wanted = (0..blocks).filter(|block| unsafe { *tile.wanted.add(*block) } != 0).count();
+        if wanted >= REFINE_FROM && (wanted as f64) < REFINE_BELOW * blocks as f64 {
+            self.refine(s, tile, &mut largest);
+        }
+    }
+
+    /// The scores of the centres of all blocks.
+    #[inline(always)]
+    fn centres<S: Simd>(&self, s: S, tile: Subtile) {
+        let head = self.head;
+        let Some(prune) = &head.prune else { return };
+        let index = prune.index;
+        macro_rules! centres {
+            ($vectors:expr, $keys:expr) => {
+                s.vectorize(Scores::<{ $vectors }, { $keys }, false, false, PAIRS> {
+                    q: tile.queries,
+                    k: index.centres.as_ptr(),
+                    k_stride: head.d,
+                    scores: self.scratch.wrapping_add(self.layout.bounds),
+                    max: std::ptr::null_mut(),
+                    lanes: G * S::LANES,
+                    keys: index.upper.len(),
+                    full: index.upper.len(),
+                    d: head.d,
+                    streams: Streams::NONE,
+                })
+            };
+        }
+        if Self::vectors::<S>(tile) == G {
+            centres!(G, R);
+        } else {
+            centres!(1, R1);
+        }
+    }
+
+    /// Bounds from the scores of the centres.
+    #[inline(always)]
+    fn compare<S: Simd>(&self, s: S, tile: Subtile, largest: &mut Largest, compare: Compare) {
+        let head = self.head;
+        let Some(prune) = &head.prune else { return };
+        s.vectorize(Bound {
+            prune,
+            queries: tile.queries,
+            d: head.d,
+            rows: tile.rows,
+            vectors: Self::vectors::<S>(tile),
+            band: head.band,
+            keys: head.keys,
+            gain: tile.gain,
+            scores: self.scratch.wrapping_add(self.layout.bounds),
+            lanes: G * S::LANES,
+            wanted: tile.wanted,
+            largest,
+            compare,
+        });
+    }
+
+    /// Bounds with real scores in place of the centre's: those of the block that is best for most lanes.
+    #[inline(always)]
+    fn refine<S: Simd>(&self, s: S, tile: Subtile, largest: &mut Largest) {
+        let head = self.head;
+        let Some(prune) = &head.prune else { return };
+        let Some(block) = largest.favourite(tile.rows.rows) else { return };
+        let first = block * INDEX_BLOCK;
+        let len = INDEX_BLOCK.min(prune.index.keys - first).min(head.key_block);
+        let keys = self.load_keys(s, Place { first, len });
+        // SAFETY: the layout has room for the arrays.
+        let (_, max, _, _) = unsafe { self.block_arrays() };
+        for g in 0..G {
+            // SAFETY: `max` has `lanes` elements.
+            unsafe { s.store(max.add(g * S::LANES), s.splat(f32::NEG_INFINITY)) };
+        }
+        self.score_product(s, tile, keys, Segment { key: 0, keys: len, masked: false }, true, Streams::NONE);
+        let seen = lanes_of(head.band, first, tile.rows) & lanes_of(head.band, first + len - 1, tile.rows);
+        for lane in (0..tile.rows.rows).filter(|lane| seen >> lane & 1 == 1) {
+            // SAFETY: as above.
+            let score = unsafe { *max.add(lane) };
+            if score > largest.scores[lane] {
+                largest.scores[lane] = score;
+            }
+        }
+        self.compare(s, tile, largest, Compare::Upper);
+    }
+
+    /// The keys of a block from the first that a lane of the sub-tile wants to the last; none if there are none.
+    #[inline(always)]
+    pub(super) fn wanted(&self, tile: Subtile, keys: KeyBlock) -> Option<KeyBlock> {
+        if self.head.prune.is_none() {
+            return Some(keys);
+        }
+        let (from, to) = self.wanted_keys(tile, Place { first: keys.first, len: keys.len })?;
+        Some(keys.part(from, to))
+    }
+
+    /// Whether a sub-tile of the call wants some key of a block.
+    pub(super) fn is_wanted<S: Simd>(&self, place: Place) -> bool {
+        let subtiles = self.head.rows.div_ceil(G * S::LANES);
+        self.head.prune.is_none() || (0..subtiles).any(|t| self.wanted_keys(self.subtile::<S>(t), place).is_some())
+    }
+
+    fn wanted_keys(&self, tile: Subtile, place: Place) -> Option<(usize, usize)> {
+        let Place { first, len } = place;
+        // SAFETY: the index has the blocks of all keys.
+        let wanted = |block: &usize| unsafe { *tile.wanted.add(*block) } != 0;
+        let mut blocks = first / INDEX_BLOCK..(first + len).div_ceil(INDEX_BLOCK);
+        let start = blocks.clone().find(wanted)?;
+        let last = blocks.rfind(wanted)?;
+        Some((first.max(start * INDEX_BLOCK), (first + len).min((last + 1) * INDEX_BLOCK)))
+    }
+
+    /// Whether some row does not want some of the keys that the sub-tile has to look at, in a sum of weights.
+    pub(super) fn hides(&self, tile: Subtile, keys: KeyBlock) -> bool {
+        if self.head.prune.is_none() || self.head.weighting.functions.kind != Kind::Weighted {
+            return false;
+        }
+        let rows = Rows { first: 0, ..tile.rows };
+        let all = lanes_of(Band::FULL, 0, rows);
+        let blocks = keys.first / INDEX_BLOCK..(keys.first + keys.len).div_ceil(INDEX_BLOCK);
+        // SAFETY: the index has the blocks of all keys.
+        blocks.into_iter().any(|block| unsafe { *tile.wanted.add(block) } != all)
+    }
+
+    /// Takes what lanes do not want from what they see.
+    ///
+    /// # Safety
+    /// `visible` has a word for each of `keys` keys from `first` on.
+    pub(super) unsafe fn hide(&self, tile: Subtile, first: usize, keys: usize, visible: *mut u64) {
+        for key in 0..keys {
+            // SAFETY: the caller's contract; the index has the blocks of all keys.
+            unsafe { *visible.add(key) &= *tile.wanted.add((first + key) / INDEX_BLOCK) };
+        }
+    }
+}
+
+/// Blocks that a sub-tile wants from which on better bounds are worth the scores of a block, and the part of all blocks below which
+/// they are: beyond it they would not help.
+const REFINE_FROM: usize = 4;
+const REFINE_BELOW: f64 = 0.75;
+
+/// For each lane, a score that its largest one does not fall below, and the block whose centre says so.
+struct Largest {
+    scores: [f32; 64],
+    /// As the bits of a `u32`; [`Largest::NO_BLOCK`] for none.
+    blocks: [f32; 64],
+}
+
+impl Largest {
+    const NO_BLOCK: u32 = u32::MAX;
+
+    const NONE: Self = Self { scores: [f32::NEG_INFINITY; 64], blocks: [f32::from_bits(Self::NO_BLOCK); 64] };
+
+    /// The block that most of the first `rows` lanes have.
+    fn favourite(&self, rows: usize) -> Option<usize> {
+        let blocks = self.blocks.map(f32::to_bits);
+        let votes = |block: u32| blocks[..rows].iter().filter(|other| **other == block).count();
+        let block =
+            blocks[..rows].iter().copied().filter(|block| *block != Self::NO_BLOCK).max_by_key(|block| votes(*block));
+        block.map(|block| block as usize)
+    }
+}
+
+/// Which bounds to make.
+#[derive(Clone, Copy, PartialEq)]
+enum Compare {
+    /// Lower ones, of the largest score.
+    Lower,
+    /// Upper ones, and what they say where lower ones are known.
+    Upper,
+    Both,
+}
+
+/// For each block of an index, the lanes that want it.
+struct Bound<'a> {
+    prune: &'a Prune<'a>,
+    /// `[d][lanes]`
+    queries: *const f32,
+    d: usize,
+    rows: Rows,
+    /// Vectors of lanes.
+    vectors: usize,
+    band: Band,
+    /// Valid keys of the sequence.
+    keys: usize,
+    /// `[lanes]`
+    gain: *const f32,
+    /// `[block][lanes]`: the scores of the centres.
+    scores: *const f32,
+    lanes: usize,
+    /// `[block]`, written.
+    wanted: *mut u64,
+    largest: &'a mut Largest,
+    compare: Compare,
+}
+
+impl Op for Bound<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let blocks = self.prune.index.upper.len();
+        // SAFETY: `wanted` has a word for each block.
+        unsafe { self.wanted.write_bytes(0, blocks) };
+        for vector in 0..self.vectors {
+            let norms = self.norms(s, vector);
+            let at = vector * S::LANES;
+            if self.compare != Compare::Upper {
+                let (scores, blocks) = self.largest(s, vector, norms);
+                // SAFETY: all lanes of a sub-tile are at most 64.
+                unsafe {
+                    s.store(self.largest.scores.as_mut_ptr().add(at), scores);
+                    s.store(self.largest.blocks.as_mut_ptr().add(at), blocks);
+                }
+            }
+            if self.compare != Compare::Lower {
+                // SAFETY: as above.
+                let largest = unsafe { s.load(self.largest.scores.as_ptr().add(at)) };
+                self.wanted(s, vector, norms, largest);
+            }
+        }
+    }
+}
+
+impl Bound<'_> {
+    /// Upper bounds of the norms of queries.
+    #[inline(always)]
+    fn norms<S: Simd>(&self, s: S, vector: usize) -> S::F32 {
+        let mut norms = [0.0; 16];
+        let mut sum = s.zero();
+        // SAFETY: there are `d` rows of `lanes`, and a vector has at most 16 lanes.
+        unsafe {
+            for c in 0..self.d {
+                let q = s.load(self.queries.add(c * self.lanes + vector * S::LANES));
+                sum = s.mul_add(q, q, sum);
+            }
+            s.store(norms.as_mut_ptr(), sum);
+            for norm in &mut norms {
+                *norm = query_norm(*norm, self.d, self.prune.index.largest);
+            }
+            s.load(norms.as_ptr())
+        }
+    }
+
+    /// Lower bounds of the largest score that each lane sees, and the blocks that they come from.
+    #[inline(always)]
+    fn largest<S: Simd>(&self, s: S, vector: usize, norms: S::F32) -> (S::F32, S::F32) {
+        let index = &self.prune.index;
+        let lowest = s.splat(f32::NEG_INFINITY);
+        let norms = s.sub(s.zero(), norms);
+        let mut largest = lowest;
+        let mut blocks = s.splat(f32::from_bits(Largest::NO_BLOCK));
+        for block in 0..index.lower.len() {
+            let first = block * INDEX_BLOCK;
+            let last = (first + INDEX_BLOCK).min(index.keys) - 1;
+            if last >= self.keys {
+                break;
+            }
+            // SAFETY: there is a vector for each block.
+            let score = unsafe { s.load(self.scores.add(block * self.lanes + vector * S::LANES)) };
+            let mut low = s.mul_add(norms, s.splat(index.lower[block]), score);
+            if self.band != Band::FULL {
+                // A mean says something of keys that are seen only.
+                let seen = lanes_of(self.band, first, self.rows) & lanes_of(self.band, last, self.rows);
+                low = s.select(s.mask_from_bits(seen >> (vector * S::LANES)), low, lowest);
+            }
+            let higher = s.gt(low, largest);
+            largest = s.select(higher, low, largest);
+            blocks = s.select(higher, s.splat(f32::from_bits(block as u32)), blocks);
+        }
+        (s.sub(largest, s.splat(f32::MIN_POSITIVE)), blocks)
+    }
+
+    /// Compares the upper bound of each block with the largest scores. Where there is NaN, the block is wanted.
+    #[inline(always)]
+    fn wanted<S: Simd>(&self, s: S, vector: usize, norms: S::F32, largest: S::F32) {
+        let index = &self.prune.index;
+        let margin = s.splat(self.prune.margin);
+        // SAFETY: the gain has a vector for each of the tile's.
+        let gain = unsafe { s.load(self.gain.add(vector * S::LANES)) };
+        let rows = Rows { first: 0, ..self.rows };
+        let valid = lanes_of(Band::FULL, 0, rows) >> (vector * S::LANES);
+        let weighs = self.prune.margin > 0.0;
+        for block in 0..index.upper.len() {
+            // SAFETY: there is a vector and a word for each block.
+            unsafe {
+                let score = s.load(self.scores.add(block * self.lanes + vector * S::LANES));
+                let high = s.mul_add(norms, s.splat(index.upper[block]), score);
+                let below = s.sub(largest, s.add(high, s.splat(f32::MIN_POSITIVE)));
+                let below = if weighs { s.mul(below, gain) } else { below };
+                let wanted = !s.mask_to_bits(s.gt(below, margin)) & valid;
+                let lanes = wanted & s.mask_to_bits(s.mask_from_bits(u64::MAX));
+                *self.wanted.add(block) |= lanes << (vector * S::LANES);
+            }
+        }
+    }
+}
