@@ -16,6 +16,7 @@ mod dots;
 mod index;
 mod lanes;
 pub mod launch;
+pub mod linear;
 mod mask;
 mod partial;
 pub mod prefix;

@@ -201,6 +201,15 @@ impl TensorMut<'_> {
         }
     }
 
+    /// The same tensor for a shorter time.
+    pub fn reborrow(&mut self) -> TensorMut<'_> {
+        match self {
+            Self::F32(view) => TensorMut::F32(view.reborrow()),
+            Self::F16(view) => TensorMut::F16(view.reborrow()),
+            Self::Bf16(view) => TensorMut::Bf16(view.reborrow()),
+        }
+    }
+
     /// The first byte.
     pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
         match self {

@@ -306,6 +306,11 @@ impl<'a, T> ViewMut<'a, T> {
         self.strides
     }
 
+    /// The same tensor for a shorter time.
+    pub fn reborrow(&mut self) -> ViewMut<'_, T> {
+        ViewMut { data: self.data, shape: self.shape, strides: self.strides }
+    }
+
     /// Pointer to the first element.
     pub(crate) fn as_mut_ptr(&mut self) -> *mut T {
         self.data.as_mut_ptr()

@@ -22,21 +22,21 @@
 //! a large sum. A row's bits depend on its own visible keys, the block size and the level: not on its place in a tile,
 //! on the other rows, or on who computes it. Blocks lie on a grid from key 0, and a masked key adds exactly nothing.
 
-mod accumulate;
+pub(crate) mod accumulate;
 pub(crate) mod args;
 mod block;
-mod careful;
+pub(crate) mod careful;
 mod finish;
 mod load;
 mod modify;
-mod pack;
+pub(crate) mod pack;
 mod pairs;
 pub(crate) mod prune;
-mod scores;
+pub(crate) mod scores;
 pub(crate) mod scratch;
 mod segments;
 mod select;
-mod streams;
+pub(crate) mod streams;
 #[cfg(test)]
 mod tests;
 

@@ -4,10 +4,10 @@ use regard_simd::{Element, Op, Simd};
 
 /// A `LANES x LANES` block on the stack, for the ends of matrices.
 #[repr(C, align(64))]
-pub(super) struct Square(pub(super) [f32; 256]);
+pub(crate) struct Square(pub(crate) [f32; 256]);
 
 impl Square {
-    pub(super) const ZERO: Self = Self([0.0; 256]);
+    pub(crate) const ZERO: Self = Self([0.0; 256]);
 }
 
 /// Where the rows of a sub-tile lie, counted from row 0 of the call.
@@ -21,6 +21,9 @@ pub(crate) struct Places<'a> {
 }
 
 impl Places<'_> {
+    /// Rows one after the other, from row 0 of the call on.
+    pub(crate) const CONSECUTIVE: Self = Self { first: 0, order: None, first_row: 0 };
+
     /// The place of row `row` of the sub-tile.
     #[inline(always)]
     fn of(&self, row: usize) -> usize {

@@ -73,7 +73,7 @@ pub struct Sequence {
     pub keys: usize,
     /// The mask, which counts rows and keys from those of the sequence.
     pub band: Band,
-    /// Position of its query row 0 among the keys, for ALiBi.
+    /// Position of its query row 0 among the keys, for ALiBi and gates.
     pub offset: i64,
 }
 

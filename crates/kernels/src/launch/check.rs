@@ -9,20 +9,8 @@ use crate::tensor::{Dtype, Tensor};
 pub(super) fn check(call: &Call<'_>, choice: &Choice, outputs: &Outputs<'_>) {
     let [batch, heads, rows, _] = call.q.shape();
     let d_v = call.v.shape()[3];
-    check_tensors(call);
-    check_sequences(call);
-    let pairs = [call.sequences.len(), heads, longest_queries(call), longest_keys(call)];
-    let covers = |shape: [usize; 4]| shape[..2] == pairs[..2] && shape[2] >= pairs[2] && shape[3] >= pairs[3];
-    assert!(call.keep.is_none_or(|keep| covers(keep.shape())), "keep mask");
-    assert!(call.bias.is_none_or(|bias| covers(bias.shape())), "bias");
-    assert!(call.alibi_slopes.is_none_or(|slopes| slopes.len() == heads), "ALiBi slopes");
-    assert!(call.sinks.is_none_or(|sinks| sinks.len() == heads), "sinks");
+    check_inputs(call);
     let rows = batch * heads * rows;
-    match call.temperature {
-        Temperatures::One(_) => {}
-        Temperatures::PerHead(temperatures) => assert_eq!(temperatures.len(), heads, "temperatures"),
-        Temperatures::PerRow(temperatures) => assert_eq!(temperatures.len(), rows, "temperatures"),
-    }
     match outputs {
         Outputs::Rows { out, lse } => {
             let [batch, heads, queries, _] = call.q.shape();
@@ -36,6 +24,24 @@ pub(super) fn check(call: &Call<'_>, choice: &Choice, outputs: &Outputs<'_>) {
     }
     assert!(call.index.is_none_or(|index| super::prune::fits(index, call)), "index of other keys");
     check_choice(call, choice);
+}
+
+/// The part of [`check`] that is about what is read.
+pub(crate) fn check_inputs(call: &Call<'_>) {
+    let [batch, heads, rows, _] = call.q.shape();
+    check_tensors(call);
+    check_sequences(call);
+    let pairs = [call.sequences.len(), heads, longest_queries(call), longest_keys(call)];
+    let covers = |shape: [usize; 4]| shape[..2] == pairs[..2] && shape[2] >= pairs[2] && shape[3] >= pairs[3];
+    assert!(call.keep.is_none_or(|keep| covers(keep.shape())), "keep mask");
+    assert!(call.bias.is_none_or(|bias| covers(bias.shape())), "bias");
+    assert!(call.alibi_slopes.is_none_or(|slopes| slopes.len() == heads), "ALiBi slopes");
+    assert!(call.sinks.is_none_or(|sinks| sinks.len() == heads), "sinks");
+    match call.temperature {
+        Temperatures::One(_) => {}
+        Temperatures::PerHead(temperatures) => assert_eq!(temperatures.len(), heads, "temperatures"),
+        Temperatures::PerRow(temperatures) => assert_eq!(temperatures.len(), batch * heads * rows, "temperatures"),
+    }
 }
 
 fn check_tensors(call: &Call<'_>) {

@@ -18,10 +18,12 @@ use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use self::call::{Call, Choice, Executor, Outputs, PageTables, Sequence, Split, Temperatures};
+pub(crate) use self::check::check_inputs;
 pub use self::partial::{conclude, endings, merge};
 use self::prune::Pruning;
 pub use self::prune::ignores_index;
 use self::task::{Destination, partial_len, partial_rows};
+pub(crate) use self::task::{out_row, row_stride, rules, temperature};
 use self::units::{Extent, Unit, extents, group, takes_rows, units};
 use crate::index::KeyIndex;
 use crate::lanes;
@@ -219,7 +221,8 @@ pub fn run(call: &Call<'_>, choice: &Choice, outputs: Outputs<'_>, workspace: &m
     Team::new(&launch, Jobs::Tasks(&tasks), own, slots).run(executor);
 }
 
-fn target(out: &mut TensorMut<'_>) -> Target {
+/// The first row of batch entry 0 and head 0 of an output.
+pub(crate) fn target(out: &mut TensorMut<'_>) -> Target {
     let (shape, strides) = (out.shape(), out.strides());
     let row_stride = if shape[3] == 0 || shape[2] <= 1 { 0 } else { strides[2] };
     let dtype = out.dtype();

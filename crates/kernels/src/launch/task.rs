@@ -18,7 +18,7 @@ use crate::weighting::RowState;
 
 /// Elements from a row to the next. There is no memory to step through without columns or a second row, whatever the
 /// strides say.
-fn row_stride([.., rows, columns]: [usize; 4], [.., stride, _]: [usize; 4]) -> usize {
+pub(crate) fn row_stride([.., rows, columns]: [usize; 4], [.., stride, _]: [usize; 4]) -> usize {
     if columns == 0 || rows <= 1 { 0 } else { stride }
 }
 
@@ -323,7 +323,7 @@ pub(super) unsafe fn conclude(
 }
 
 /// The output row of a query of the tensor.
-pub(super) fn out_row(out: Target, strides: [usize; 4], [batch, head, query]: [usize; 3]) -> Target {
+pub(crate) fn out_row(out: Target, strides: [usize; 4], [batch, head, query]: [usize; 3]) -> Target {
     let elements = batch
         .wrapping_mul(strides[0])
         .wrapping_add(head.wrapping_mul(strides[1]))
@@ -332,7 +332,7 @@ pub(super) fn out_row(out: Target, strides: [usize; 4], [batch, head, query]: [u
 }
 
 /// The temperature of a row, `index` among all rows.
-pub(super) fn temperature(call: &super::Call<'_>, head: usize, index: usize) -> f32 {
+pub(crate) fn temperature(call: &super::Call<'_>, head: usize, index: usize) -> f32 {
     match call.temperature {
         Temperatures::One(temperature) => temperature,
         Temperatures::PerHead(temperatures) => temperatures[head],
@@ -340,7 +340,7 @@ pub(super) fn temperature(call: &super::Call<'_>, head: usize, index: usize) -> 
     }
 }
 
-pub(super) fn rules(call: &super::Call<'_>) -> RowRules {
+pub(crate) fn rules(call: &super::Call<'_>) -> RowRules {
     RowRules {
         schedule: call.schedule,
         count: call.count,
