@@ -2,8 +2,8 @@
 //! what these options mean.
 
 use regard::{
-    Align, Attention, Count, Isa, Numerics, Pointwise, RowScale, Shape, SigmoidBias, Simd, Split, Temperature, View,
-    Weighting,
+    Align, Attention, Count, Form, Isa, Numerics, Pointwise, RowScale, Shape, SigmoidBias, Simd, Split, Temperature,
+    View, Weighting,
 };
 
 /// Everything that [`Attention`] can be told. `None` and the defaults of [`Spec::new`] call no method of the builder.
@@ -30,6 +30,8 @@ pub struct Spec<'a> {
     pub sinks: Option<&'a [f32]>,
     pub numerics: Option<Numerics>,
     pub split: Option<Split>,
+    pub form: Option<Form>,
+    pub gates: Option<&'a [f32]>,
     pub native_half: Option<bool>,
     /// See [`Attention::native_int8`].
     pub native_int8: Option<bool>,
@@ -60,6 +62,8 @@ impl<'a> Spec<'a> {
             sinks: None,
             numerics: None,
             split: None,
+            form: None,
+            gates: None,
             native_half: None,
             native_int8: None,
             isa: None,
@@ -79,7 +83,8 @@ impl<'a> Spec<'a> {
         set!(scale => scale, softcap => softcap, temperature => temperature, log_n => log_n_schedule, count => count,
             coefficient => coefficient, row_scale => row_scale, causal => causal, anti_causal => anti_causal,
             align => align, key_lengths => key_lengths, keep => keep_mask, bias => bias, alibi => alibi_slopes,
-            sinks => sinks, numerics => numerics, split => split, native_half => native_half, native_int8 => native_int8, isa => isa);
+            sinks => sinks, numerics => numerics, split => split, form => form, gates => gates, native_half => native_half,
+            native_int8 => native_int8, isa => isa);
         if let Some((left, right)) = self.window {
             options = options.window(left, right);
         }

@@ -7,16 +7,13 @@ use regard_kernels::{Band, Schedule};
 use regard_profile::Family;
 
 use crate::layout::Place;
-use crate::options::{Align, Attention, Count, Temperature};
+use crate::options::{Align, Attention, Count, Form, Temperature};
 use crate::{Error, Shape, SigmoidBias, Weighting};
 
 /// Element types, and rows whose elements are side by side.
 pub(crate) fn elements(q: &Tensor<'_>, k: &Tensor<'_>, v: &Tensor<'_>) -> Result<(), Error> {
     for (tensor, view) in [("q", q), ("k", k), ("v", v)] {
-        let stride = view.strides()[3];
-        if stride != 1 && view.shape()[3] > 1 {
-            return Err(Error::RowStride { tensor, stride });
-        }
+        rows(tensor, view)?;
     }
     let dtype = |tensor, found, expected: &[Dtype]| {
         if expected.contains(&found) {
@@ -27,6 +24,15 @@ pub(crate) fn elements(q: &Tensor<'_>, k: &Tensor<'_>, v: &Tensor<'_>) -> Result
     };
     dtype("q", q.dtype(), &[Dtype::F32, Dtype::F16, Dtype::Bf16])?;
     dtype("v", v.dtype(), &[k.dtype()])
+}
+
+/// Rows whose elements are side by side.
+pub(crate) fn rows(tensor: &'static str, view: &Tensor<'_>) -> Result<(), Error> {
+    let stride = view.strides()[3];
+    if stride != 1 && view.shape()[3] > 1 {
+        return Err(Error::RowStride { tensor, stride });
+    }
+    Ok(())
 }
 
 /// The tensor with one scale for each row, if it has scales.
@@ -131,6 +137,10 @@ pub(crate) fn numbers(options: &Attention<'_>, shape: &Shape) -> Result<(), Erro
         length("sinks", sinks.len(), shape.query_heads, "one for each query head")?;
         sinks.iter().try_for_each(|sink| number("a sink", *sink, *sink < f32::INFINITY, "less than infinity"))?;
     }
+    if let Some(gates) = options.gates {
+        length("gates", gates.len(), shape.kv_heads, "one for each head of k and v")?;
+        gates.iter().try_for_each(|gate| number("a gate", *gate, *gate > 0.0 && *gate <= 1.0, "in (0, 1]"))?;
+    }
     if options.split == Split::Keys(0) {
         return Err(Error::Number { name: "the keys of a span", value: 0.0, expected: "at least 1" });
     }
@@ -193,7 +203,11 @@ fn band(
             upper: right.map(|right| position.saturating_add(reach(right)).saturating_add(1)),
         });
     }
-    let offset = if options.alibi_slopes.is_some() { aligned("ALiBi")? } else { 0 };
+    let offset = match (options.alibi_slopes, options.gates) {
+        (None, None) => 0,
+        (Some(_), _) => aligned("ALiBi")?,
+        (None, Some(_)) => aligned("a gate")?,
+    };
     Ok((band, offset))
 }
 
@@ -241,6 +255,10 @@ pub(crate) fn parts(options: &Attention<'_>) -> Result<(), Error> {
         let reason = "it depends on the number of keys, of which a partial result sees some: say Count::Constant";
         Err(Error::NoMeaning { option, weighting: options.weighting.name(), reason })
     };
+    if options.form == Form::Linear || options.gates.is_some() {
+        let reason = "it holds what single queries have seen: keep a LinearState instead";
+        return Err(Error::Form { form: Form::Linear.name(), option: "a partial result", reason });
+    }
     if options.schedule != Schedule::Constant && !constant {
         return no_meaning("a temperature schedule");
     }

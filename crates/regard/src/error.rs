@@ -159,6 +159,16 @@ pub enum Error {
         /// Why it has none.
         reason: &'static str,
     },
+    /// Something that the form that was asked for does not take.
+    #[error("the {form} form does not take {option}: {reason}")]
+    Form {
+        /// The form.
+        form: &'static str,
+        /// What it does not take.
+        option: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
     /// Positions of queries among the keys are needed and not given.
     #[error(
         "{option} needs an alignment, as batch entry {batch} has {queries} queries and {keys} keys: say top-left, \
@@ -197,6 +207,16 @@ pub enum Error {
         needed: usize,
         /// For how many threads.
         threads: usize,
+    },
+    /// States that cannot be merged.
+    #[error("{what} differs between states: {left} and {right}")]
+    State {
+        /// What differs.
+        what: &'static str,
+        /// That of the one before.
+        left: String,
+        /// That of the one after.
+        right: String,
     },
     /// Partial results that cannot be merged, or that were made for another problem.
     #[error("{what} differs between partial results: {left} and {right}")]

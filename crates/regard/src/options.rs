@@ -80,6 +80,34 @@ pub enum Numerics {
     Portable,
 }
 
+/// How weights that are polynomials of the score are computed: [`Weighting::Identity`], [`Weighting::Polynomial`],
+/// [`Weighting::EvenPower`] and [`Weighting::Taylor2`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// The one that takes less time by the measured cross-over, sequence by sequence: it depends on the sequence's own
+    /// queries and keys, the head dimensions and the weighting. Quadratic where there is no linear form.
+    #[default]
+    Auto,
+    /// Every pair of a query and a key by itself.
+    Quadratic,
+    /// Keys and values summed up before any query, in time that is linear in their number: see [`LinearState`].
+    /// An error where it does not exist.
+    ///
+    /// [`LinearState`]: crate::LinearState
+    Linear,
+}
+
+impl Form {
+    /// The name, as the tool writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Quadratic => "quadratic",
+            Self::Linear => "linear",
+        }
+    }
+}
+
 /// What attention to compute. The tensors themselves are given to [`Problem::new`](crate::Problem::new).
 ///
 /// The score of query `i` and key `j` is made in this order: `scale * <q_i, k_j>`, soft-cap, plus ALiBi, plus bias,
@@ -114,6 +142,8 @@ pub struct Attention<'a> {
     pub(crate) sinks: Option<&'a [f32]>,
     pub(crate) numerics: Numerics,
     pub(crate) split: Split,
+    pub(crate) form: Form,
+    pub(crate) gates: Option<&'a [f32]>,
     pub(crate) native_half: bool,
     pub(crate) native_int8: bool,
     pub(crate) isa: Option<Isa>,
@@ -143,6 +173,8 @@ impl<'a> Attention<'a> {
             sinks: None,
             numerics: Numerics::Machine,
             split: Split::Auto,
+            form: Form::Auto,
+            gates: None,
             native_half: true,
             native_int8: true,
             isa: None,
@@ -272,6 +304,23 @@ impl<'a> Attention<'a> {
     /// [`Split::Auto`] if never called. It decides the order of summation, and depends on the sequence alone.
     pub fn split(mut self, split: Split) -> Self {
         self.split = split;
+        self
+    }
+
+    /// Whether weights that are polynomials of the score are computed pair by pair or from sums over the keys:
+    /// [`Form::Auto`] if never called.
+    ///
+    /// Both are the same function. The linear form adds up products of elements and not scores, so that its rounding
+    /// errors go with `(sum over c of |q_c k_c|)^p` where those of the quadratic form go with `<q, k>^p`.
+    pub fn form(mut self, form: Form) -> Self {
+        self.form = form;
+        self
+    }
+
+    /// Decay: the weight of key `j` for a query at position `i` is multiplied by `gate^(i - j)`, one gate in (0, 1] for
+    /// each head of k and v. It needs a causal mask, which also says where queries stand, and the linear form.
+    pub fn gates(mut self, gates: &'a [f32]) -> Self {
+        self.gates = Some(gates);
         self
     }
 

@@ -13,7 +13,7 @@ use regard_simd::Level;
 
 use crate::layout::{self, Placement, Storage, Table};
 use crate::options::{Attention, Count, Numerics, Temperature};
-use crate::{Error, Execution, KeyIndex, Keys, Plan, Queries, Setup, Shape, SigmoidBias, Weighting, checks};
+use crate::{Error, Execution, KeyIndex, Keys, Plan, Queries, Setup, Shape, SigmoidBias, Weighting, checks, linear};
 
 /// A checked problem: it can be planned and run without further errors.
 #[derive(Clone, Debug)]
@@ -129,10 +129,12 @@ impl<'a> Problem<'a> {
         };
         checks::meaning(options)?;
         checks::numbers(options, &shape)?;
+        let weighting = options.weighting.functions()?;
+        linear::check(options, storage, shape.head_dim)?;
         // Keys are looked for in the batch entry of their queries.
         let repeat = |tensor| if table.is_some() { tensor } else { layout::repeat_batch(tensor, q.shape()[0]) };
         Ok(Self {
-            weighting: options.weighting.functions()?,
+            weighting,
             sequences: checks::sequences(options, &places)?,
             keep: options.keep_mask.map(|mask| checks::broadcast("keep_mask", mask, &shape)).transpose()?,
             bias: options.bias.map(|bias| checks::broadcast("bias", bias, &shape)).transpose()?,
@@ -342,11 +344,7 @@ impl<'a> Problem<'a> {
                 Temperature::PerRow(temperatures) => Temperatures::PerRow(temperatures),
             },
             schedule: options.schedule,
-            count: match options.count {
-                Count::AllKeys => regard_kernels::Count::AllKeys,
-                Count::Visible => regard_kernels::Count::Visible,
-                Count::Constant(n) => regard_kernels::Count::Constant(n),
-            },
+            count: count(options.count),
             shift: match options.weighting {
                 Weighting::Sigmoid { bias: SigmoidBias::Constant(bias) } => Shift::Constant(bias),
                 Weighting::Sigmoid { bias: SigmoidBias::NegLogN } => Shift::NegLogN,
@@ -356,5 +354,14 @@ impl<'a> Problem<'a> {
             exponent: options.row_scale.exponent(),
             weighting: &*self.weighting,
         }
+    }
+}
+
+/// The same as the kernels take it.
+pub(crate) fn count(count: Count) -> regard_kernels::Count {
+    match count {
+        Count::AllKeys => regard_kernels::Count::AllKeys,
+        Count::Visible => regard_kernels::Count::Visible,
+        Count::Constant(n) => regard_kernels::Count::Constant(n),
     }
 }

@@ -4,6 +4,7 @@
 
 use regard_kernels::Schedule;
 use regard_kernels::tensor::Tensor;
+use regard_profile::Family;
 use regard_simd::Element;
 
 use crate::options::{Count, Temperature};
@@ -93,6 +94,17 @@ pub fn row(problem: &Problem<'_>, rounding: impl Into<Rounding>, [index, head, q
     let sink = call.sinks.map(|sinks| f64::from(sinks[head]));
     let mut weights = vec![0.0; keys];
     problem.weighting.weights_f64(&scores, &visible, sink, &mut weights);
+    if let Some(gates) = problem.options.gates {
+        let position = query as f64 + sequence.offset as f64;
+        for (key, weight) in weights.iter_mut().enumerate().filter(|(key, _)| visible[*key]) {
+            *weight *= f64::from(gates[kv_head]).powf(position - key as f64);
+        }
+        // Weights that were divided by their sum before.
+        let sum: f64 = weights.iter().sum();
+        if problem.options.weighting.family() == Family::Normalised && sum != 0.0 {
+            weights.iter_mut().for_each(|weight| *weight /= sum);
+        }
+    }
     let factor = f64::from(call.coefficient) * n.powf(-f64::from(call.exponent));
     weights.iter_mut().for_each(|weight| *weight *= factor);
     let mut out = vec![0.0; shape.value_dim];

@@ -199,6 +199,11 @@ const fn few(queries: usize) -> Shape {
     Shape { rows: Rows::One { queries, keys: 8192 }, ..square(0, 128) }
 }
 
+/// A long causal sequence of one head.
+const fn long(weights: Weights, length: usize, head_dim: usize) -> Shape {
+    Shape { weights, heads: 1, kv_heads: 1, ..causal(square(length, head_dim)) }
+}
+
 /// The last tokens of a sequence against a cache, where so many query heads share each of 8 KV heads.
 const fn decode(queries: usize, group: usize, dtype: Dtype) -> Shape {
     Shape { mask: Mask::BottomRight, heads: 8 * group, dtype, ..few(queries) }
@@ -262,6 +267,17 @@ pub const VARLEN: [Shape; 4] = [
     Shape { rows: Rows::Packed { queries: Some(1), keys: "uniform:1..4096:32@1" }, ..decode(1, 8, Dtype::Bf16) },
 ];
 
+/// One head of weights that are polynomials of the score, so long that the linear form takes over: each degree, both kinds of
+/// sums, and a length four times as long, of which a token costs the same.
+pub const LINEAR: [Shape; 6] = [
+    long(Weights::EvenPower(2), 16384, 64),
+    long(Weights::EvenPower(2), 65536, 64),
+    Shape { mask: Mask::Full, ..long(Weights::EvenPower(2), 16384, 64) },
+    long(Weights::Taylor2, 16384, 32),
+    long(Weights::Polynomial(3), 16384, 16),
+    long(Weights::Identity, 16384, 128),
+];
+
 /// The shape that weightings are compared on.
 pub const WEIGHTINGS: Shape = square(2048, 128);
 
@@ -271,12 +287,13 @@ pub const LEVELS: [Shape; 2] = [square(2048, 64), square(2048, 128)];
 /// The shapes that numbers of threads are compared on.
 pub const THREADS: [Shape; 2] = [square(2048, 128), causal(square(2048, 128))];
 
-/// Every standard case once: [`ATTENTION`], the other weightings, [`BF16`], [`DECODE`], [`VERIFY`], [`VARLEN`], and
-/// [`LEVELS`] at AVX2 where that is not the best level.
+/// Every standard case once: [`ATTENTION`], the other weightings, [`BF16`], [`DECODE`], [`VERIFY`], [`VARLEN`],
+/// [`LINEAR`], and [`LEVELS`] at AVX2 where that is not the best level.
 pub fn standard() -> Vec<Shape> {
     let weightings = Weights::ALL[1..].iter().map(|weights| Shape { weights: *weights, ..WEIGHTINGS });
     let levels = LEVELS.map(|shape| Shape { isa: Some(Isa::Avx2), ..shape });
-    let shapes = ATTENTION.into_iter().chain(weightings).chain(BF16).chain(DECODE).chain(VERIFY).chain(VARLEN);
+    let shapes =
+        ATTENTION.into_iter().chain(weightings).chain(BF16).chain(DECODE).chain(VERIFY).chain(VARLEN).chain(LINEAR);
     shapes.chain(levels).collect()
 }
 
@@ -295,7 +312,7 @@ mod tests {
                 assert!(keys.parse::<Lengths>().is_ok(), "{keys}");
             }
         }
-        assert_eq!(cases.len(), 50);
+        assert_eq!(cases.len(), 56);
     }
 
     #[test]

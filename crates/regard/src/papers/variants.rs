@@ -11,14 +11,17 @@
 //! # Powers
 //! Gelada, Buckman, Zhang and Bach, arXiv:2507.04239: weights `s^p / sum s^p`, p even, a distribution. Here
 //! [`Weighting::EvenPower`](crate::Weighting::EvenPower). Proved (derived here): invariance to the scale and sign of
-//! queries, `polynomial::even_powers_know_no_scale`. A row of zero scores gives zeros. Gating and the linear-time form,
-//! which are the point of those papers, do not exist here yet.
+//! queries, `polynomial::even_powers_know_no_scale`. A row of zero scores gives zeros. The linear-time form
+//! of degrees 2 and 4 over symmetric products is [`Form::Linear`](crate::Form::Linear), causal in chunks as in those papers, and
+//! [`LinearState`](crate::LinearState) for decoding; gates are constant for each head ([`gates`](crate::Attention::gates)),
+//! where the papers have one for each token. Tests: `linear.rs`.
 //!
 //! # Taylor polynomials
 //! Arora et al., arXiv:2402.18668 (Based): weights `t(s) / sum t(s)` with `t(s) = 1 + s + s^2 / 2`. Here
 //! [`Weighting::Taylor2`](crate::Weighting::Taylor2). Proved: weights are positive, as `t` is at least 1/2
 //! (`polynomial::taylor_weights_are_positive`), and near those of softmax for small scores
-//! (`polynomial::taylor_is_near_softmax`). The linear-time form does not exist here yet.
+//! (`polynomial::taylor_is_near_softmax`). The linear-time form has `1 + d + d (d + 1) / 2` monomials, where the published code
+//! has `1 + d + d^2`: [`Form::Linear`](crate::Form::Linear), [`LinearState`](crate::LinearState).
 //!
 //! # Sinks
 //! "Softmax plus one" and learnt sinks: a logit that joins the denominator and nothing else. Here
@@ -55,8 +58,8 @@
 //! `softmax::alibi_is_gating`.
 //!
 //! # Not there
-//! Sparsemax and entmax, stick-breaking and differential attention, adaptive temperatures, and everything that needs a
-//! backward pass or a linear-time form.
+//! Sparsemax and entmax, stick-breaking and differential attention, adaptive temperatures, gates that depend on the token, and
+//! everything that needs a backward pass.
 //!
 //! # What could not be verified
 //! Of these papers summaries, code and abstracts were read. The numbers of experiments are their authors'.

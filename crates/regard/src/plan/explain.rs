@@ -6,6 +6,7 @@ use regard_kernels::tensor::Dtype;
 use regard_profile::Class;
 
 use super::Plan;
+use crate::Form;
 use crate::options::Numerics;
 
 pub(super) struct Explanation<'a>(pub(super) &'a Plan);
@@ -51,9 +52,27 @@ impl Explanation<'_> {
         Ok(())
     }
 
+    fn linear(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { linear: Some(method), key, uses: [rows, lanes, _], .. } = self.0 else { return Ok(()) };
+        let features = method.features.count();
+        let why = match key.form {
+            Form::Linear => "as asked for",
+            _ if key.gated => "which gates need",
+            _ if *rows || *lanes => "where it takes less time by the measured cross-over",
+            _ => "which takes less time by the measured cross-over",
+        };
+        writeln!(f, "form         linear, {why}: {features} monomials of d {}", method.features.d())?;
+        writeln!(
+            f,
+            "kernel       {}: {} query rows share each load of the sums over keys",
+            method.kernel.name, method.kernel.lanes
+        )?;
+        writeln!(f, "chunk        {} keys, quadratic within (decides the order of summation)", method.chunk)
+    }
+
     fn rows(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let choice = &self.0.choice;
-        let both = self.0.uses == [true; 2];
+        let both = self.0.uses[..2] == [true; 2];
         let whom = if both { format!(", for sequences of up to {} queries", choice.rows_up_to) } else { String::new() };
         writeln!(
             f,
@@ -67,8 +86,24 @@ impl Explanation<'_> {
 
 impl fmt::Display for Explanation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { choice, key, uses: [rows, lanes], .. } = self.0;
+        let Plan { choice, key, uses: [rows, lanes, linear], .. } = self.0;
         writeln!(f, "problem      {key}")?;
+        if *linear {
+            self.linear(f)?;
+        }
+        let forms = key.form == Form::Quadratic || key.series.is_some();
+        if forms && !linear {
+            let why = if key.form == Form::Quadratic {
+                "as asked for"
+            } else {
+                "which takes less time by the measured cross-over"
+            };
+            writeln!(f, "form         quadratic, {why}")?;
+        }
+        if *linear && !rows && !lanes {
+            writeln!(f, "tasks        {}, shared by the threads", self.0.tasks())?;
+            return write!(f, "workspace    {} bytes per thread", self.0.workspace_bytes(1));
+        }
         if *lanes {
             self.lanes(f)?;
         }

@@ -3,14 +3,15 @@
 use std::fmt;
 
 use regard_kernels::launch::Split;
+use regard_kernels::linear::Series;
 use regard_kernels::tensor::Dtype;
 use regard_kernels::weighting::Kind;
 use regard_profile::{ClassRef, Family, MaskClass};
 use regard_simd::Isa;
 
 use crate::layout::Storage;
-use crate::options::Numerics;
-use crate::{Problem, Shape};
+use crate::options::{Form, Numerics};
+use crate::{Problem, Shape, linear};
 
 /// Queries and keys that stand for sequences of any size: in the middle of what is tuned.
 const ANY_LENGTH: usize = 2048;
@@ -37,6 +38,10 @@ pub(super) struct Key {
     pub(super) split: Split,
     /// Whether there is an index of the keys.
     pub(super) indexed: bool,
+    /// The form, and the polynomial that weights are if it may be linear.
+    pub(super) form: Form,
+    pub(super) series: Option<Series>,
+    pub(super) gated: bool,
 }
 
 impl Key {
@@ -63,6 +68,9 @@ impl Key {
             numerics: problem.options.numerics,
             split,
             indexed: problem.index.is_some(),
+            form: problem.options.form,
+            series: linear::series_of(problem),
+            gated: problem.options.gates.is_some(),
         }
     }
 
@@ -142,6 +150,12 @@ impl fmt::Display for Key {
             Split::Auto => {}
             Split::Never => f.write_str(", never split")?,
             Split::Keys(keys) => write!(f, ", split every {keys} keys")?,
+        }
+        if self.form != Form::Auto {
+            write!(f, ", {} form", self.form.name())?;
+        }
+        if self.gated {
+            f.write_str(", gated")?;
         }
         if *numerics == Numerics::Portable { f.write_str(", portable numerics") } else { Ok(()) }
     }

@@ -8,7 +8,8 @@ mod needs;
 use std::fmt;
 use std::sync::Arc;
 
-use regard_kernels::launch::{self, Choice, Outputs, Sequence};
+use regard_kernels::launch::{self, Call, Choice, Outputs, Sequence};
+use regard_kernels::linear::Method;
 use regard_kernels::tensor::{Dtype, TensorMut};
 use regard_profile::{Class, Entry, Profile};
 use regard_simd::{Isa, Level};
@@ -19,7 +20,7 @@ use self::key::Key;
 use self::needs::Needs;
 use crate::exec::Execution;
 use crate::reference::Rounding;
-use crate::{Error, Partial, Problem, Setup, Shape};
+use crate::{Error, Form, Partial, Problem, Setup, Shape, linear};
 
 /// How problems are computed. Made once, it runs any number of problems of its kind: of the same element types, heads,
 /// head dimensions, class of mask and options that decide the order of summation; with as many sequences, queries and
@@ -35,13 +36,15 @@ use crate::{Error, Partial, Problem, Setup, Shape};
 #[derive(Clone, Debug)]
 pub struct Plan {
     choice: Choice,
+    /// How sequences are computed in the linear form, if any may be.
+    linear: Option<Method>,
     key: Key,
     /// The profile, if some entry of it decided: for the lanes kernel, for the rows kernel.
     profile: Option<Arc<Profile>>,
     entries: [Option<usize>; 2],
     needs: Needs,
-    /// Whether some sequence is computed by the rows kernel, and some by the lanes kernel.
-    uses: [bool; 2],
+    /// Whether some sequence is computed by the rows kernel, some by the lanes kernel, and some in the linear form.
+    uses: [bool; 3],
     lse: bool,
     /// Why the index of the keys is of no use.
     ignores_index: Option<&'static str>,
@@ -66,21 +69,25 @@ impl Plan {
         let level = problem.level.unwrap_or(setup.level);
         let key = Key::of(problem, level.isa());
         let Chosen { choice, entries } = choose::choose(problem, level, key.class(), setup);
-        let takes_rows = |sequence: &&Sequence| sequence.queries <= choice.rows_up_to;
-        let uses = [
-            problem.sequences.iter().any(|sequence| sequence.queries > 0 && takes_rows(&sequence)),
-            !problem.sequences.iter().all(|sequence| takes_rows(&sequence)),
-        ];
-        Self {
+        let method = linear::method(problem, level, key.most_keys);
+        let mut uses = [false; 3];
+        for sequence in problem.sequences.iter().filter(|sequence| sequence.queries > 0) {
+            let is_linear = key.series.is_some_and(|series| linear::takes_linear(problem, &series, sequence));
+            uses[if is_linear { 2 } else { usize::from(sequence.queries > choice.rows_up_to) }] = true;
+        }
+        let mut plan = Self {
             needs: Needs::new(problem, &choice, key.most_keys),
             choice,
+            linear: method,
             key,
             profile: setup.profile.clone().filter(|_| entries != [None; 2]),
             entries,
             uses,
             ignores_index: launch::ignores_index(&problem.call(), &choice),
             lse: problem.weighting.has_log_sum_exp(),
-        }
+        };
+        plan.needs = plan.needs.with_linear(problem, plan.linear.as_ref(), plan.tasks_of(problem));
+        plan
     }
 
     /// The level that the plan computes at.
@@ -88,12 +95,39 @@ impl Plan {
         self.choice.level.isa()
     }
 
-    /// The name of the kernel that computes the sequences with most queries.
-    pub fn kernel(&self) -> &'static str {
-        self.kernel_for(self.key.shape.queries)
+    /// The form that a sequence of `problem` is computed in: linear or quadratic.
+    pub fn form_for(&self, problem: &Problem<'_>, sequence: &Sequence) -> Form {
+        if self.takes_linear(problem, sequence).is_some() { Form::Linear } else { Form::Quadratic }
     }
 
-    /// The name of the kernel that computes a sequence with this many queries.
+    /// The method, if a sequence is computed in the linear form.
+    fn takes_linear(&self, problem: &Problem<'_>, sequence: &Sequence) -> Option<&Method> {
+        let method = self.linear.as_ref()?;
+        linear::takes_linear(problem, &method.features.series(), sequence).then_some(method)
+    }
+
+    /// The kernel of the linear form and the keys of a chunk of it, if some sequence of the planned problem is computed
+    /// in it.
+    pub fn linear_kernel(&self) -> Option<(&'static str, usize)> {
+        let method = self.linear.as_ref().filter(|_| self.uses[2])?;
+        Some((method.kernel.name, method.chunk))
+    }
+
+    /// The name of the kernel that computes the sequences with most queries.
+    pub fn kernel(&self) -> &'static str {
+        match self.linear_kernel() {
+            Some((name, _)) if self.uses == [false, false, true] => name,
+            _ => self.kernel_for(self.key.shape.queries),
+        }
+    }
+
+    /// The name of the kernel that computes a sequence of `problem`.
+    pub fn kernel_of(&self, problem: &Problem<'_>, sequence: &Sequence) -> &'static str {
+        let linear = self.takes_linear(problem, sequence);
+        linear.map_or_else(|| self.kernel_for(sequence.queries), |method| method.kernel.name)
+    }
+
+    /// The name of the kernel that computes a sequence with this many queries in the quadratic form.
     pub fn kernel_for(&self, queries: usize) -> &'static str {
         if self.takes_rows(queries) { self.choice.rows.name } else { self.choice.kernel.name }
     }
@@ -155,7 +189,36 @@ impl Plan {
 
     /// f32 of workspace that a run of this problem on `threads` threads takes.
     pub fn workspace_len_for(&self, problem: &Problem<'_>, threads: usize) -> usize {
-        launch::workspace_len(&problem.call(), &self.choice, threads)
+        let len = |call: Call<'_>, method: Option<&Method>| match method {
+            Some(method) => regard_kernels::linear::workspace_len(&call, method, threads),
+            None => launch::workspace_len(&call, &self.choice, threads),
+        };
+        let mut most = 0;
+        self.parts(problem, &mut |call, method| most = most.max(len(call, method)));
+        most
+    }
+
+    /// Tasks of this problem.
+    fn tasks_of(&self, problem: &Problem<'_>) -> usize {
+        let mut tasks = 0_usize;
+        self.parts(problem, &mut |call, method| {
+            tasks = tasks.saturating_add(match method {
+                Some(_) => regard_kernels::linear::tasks(&call),
+                None => launch::tasks(&call, &self.choice),
+            });
+        });
+        tasks
+    }
+
+    /// Calls `take` with neighbouring sequences that are computed in the same form, and the method of the linear one: one
+    /// part after the other, all of them once.
+    fn parts<'p>(&self, problem: &'p Problem<'_>, take: &mut dyn FnMut(Call<'p>, Option<&Method>)) {
+        let call = problem.call();
+        let Some(method) = &self.linear else { return take(call, None) };
+        let is_linear = |sequence: &Sequence| self.takes_linear(problem, sequence).is_some();
+        for sequences in problem.sequences.chunk_by(|a, b| is_linear(a) == is_linear(b)) {
+            take(Call { sequences, ..call }, is_linear(&sequences[0]).then_some(method));
+        }
     }
 
     /// Computes `problem` into `out` (`[batch, query_heads, rows of q, d_v]`: f32, or of the element type of q) and,
@@ -198,7 +261,7 @@ impl Plan {
             has_lse: self.lse,
         };
         written.check()?;
-        self.launch(problem, Outputs::Rows { out, lse }, workspace, execution)
+        self.launch(problem, out, lse, workspace, execution)
     }
 
     /// Computes the keys of `problem` into a partial result, to be merged with those of other keys. What was in it
@@ -216,7 +279,9 @@ impl Plan {
     ) -> Result<(), Error> {
         self.check(problem)?;
         partial.check(problem)?;
-        let execution = self.execution(problem, workspace, execution)?;
+        let tasks = launch::tasks(&problem.call(), &self.choice);
+        let needed = |threads| launch::workspace_len(&problem.call(), &self.choice, threads);
+        let execution = Self::execution(problem, workspace, execution, tasks, &needed)?;
         let (states, sums) = partial.begin(problem, self.choice.level);
         launch::run(&problem.call(), &self.choice, Outputs::Partial { states, sums }, workspace, &execution);
         Ok(())
@@ -234,26 +299,40 @@ impl Plan {
     fn launch(
         &self,
         problem: &Problem<'_>,
-        outputs: Outputs<'_>,
+        out: TensorMut<'_>,
+        lse: Option<&mut [f32]>,
         workspace: &mut [f32],
         execution: Execution<'_>,
     ) -> Result<(), Error> {
-        let execution = self.execution(problem, workspace, execution)?;
-        launch::run(&problem.call(), &self.choice, outputs, workspace, &execution);
+        let needed = |threads| self.workspace_len_for(problem, threads);
+        let execution = Self::execution(problem, workspace, execution, self.tasks_of(problem), &needed)?;
+        let (mut out, mut lse) = (out, lse);
+        self.parts(problem, &mut |call, method| {
+            let out = out.reborrow();
+            match method {
+                Some(method) => {
+                    regard_kernels::linear::run(&call, problem.options.gates, method, out, workspace, &execution);
+                }
+                None => {
+                    let outputs = Outputs::Rows { out, lse: lse.as_deref_mut() };
+                    launch::run(&call, &self.choice, outputs, workspace, &execution);
+                }
+            }
+        });
         Ok(())
     }
 
     /// Who does the work, if the workspace is long enough for them.
     fn execution<'e>(
-        &self,
         problem: &Problem<'_>,
         workspace: &[f32],
         execution: Execution<'e>,
+        tasks: usize,
+        needed: &dyn Fn(usize) -> usize,
     ) -> Result<Execution<'e>, Error> {
-        let call = problem.call();
-        let execution = execution.for_work(problem, launch::tasks(&call, &self.choice));
+        let execution = execution.for_work(problem, tasks);
         let threads = execution.threads();
-        let needed = launch::workspace_len(&call, &self.choice, threads);
+        let needed = needed(threads);
         if workspace.len() < needed {
             return Err(Error::Workspace { found: workspace.len(), needed, threads });
         }

@@ -1,6 +1,7 @@
 //! What a plan needs of memory, for the problems that it may meet.
 
 use regard_kernels::launch::{self, Call, Choice, Sequence};
+use regard_kernels::linear::{self, Method};
 
 use crate::Problem;
 
@@ -18,6 +19,13 @@ pub(super) struct Needs {
 }
 
 impl Needs {
+    /// The same with what the linear form needs of memory for each thread.
+    pub(super) fn with_linear(self, problem: &Problem<'_>, method: Option<&Method>, tasks: usize) -> Self {
+        let Some(method) = method else { return self };
+        let len = linear::workspace_len(&problem.call(), method, 1);
+        Self { thread: self.thread.max(len), tasks, ..self }
+    }
+
     /// The needs of `problem`, and of all that differ from it in their keys only, of which a sequence has up to
     /// `most_keys`.
     pub(super) fn new(problem: &Problem<'_>, choice: &Choice, most_keys: usize) -> Self {
