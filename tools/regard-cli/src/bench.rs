@@ -223,6 +223,7 @@ fn says_nothing(problem: &ProblemArgs) -> bool {
         align,
         layout: _,
         split: _,
+        form: _,
         no_native_half: _,
         no_native_int8: _,
         isa: _,

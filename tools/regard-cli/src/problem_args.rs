@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use regard::{Align, Attention, Count, Dtype, Isa, RowScale, SigmoidBias, Split, Temperature, Weighting};
+use regard::{Align, Attention, Count, Dtype, Form, Isa, RowScale, SigmoidBias, Split, Temperature, Weighting};
 use regard_tuner::inputs::Order;
 
 use crate::error::CliError;
@@ -75,6 +75,10 @@ pub(crate) struct ProblemArgs {
     /// How the keys of a sequence are split into spans that threads share: by its own length, never, or every N keys
     #[arg(long, value_parser = split, default_value = "auto", value_name = "auto|never|N", help_heading = "Execution")]
     pub(crate) split: Split,
+    /// How identity, poly, power and taylor2 are computed: pair by pair, from sums over the keys, or as takes less time
+    #[arg(long, value_parser = form, default_value = "auto", value_name = "quadratic|linear|auto",
+          help_heading = "Execution")]
+    pub(crate) form: Form,
     /// Widen bf16 to f32, and use no instructions that multiply it
     #[arg(long, help_heading = "Execution")]
     pub(crate) no_native_half: bool,
@@ -189,7 +193,7 @@ impl ProblemArgs {
     /// Whether the level is available and numbers are in range is for `Problem::new` to say.
     pub(crate) fn attention(&self) -> Result<Attention<'static>, CliError> {
         let mut attention = Attention::new(self.weighting()?).count(self.n);
-        attention = attention.split(self.split);
+        attention = attention.split(self.split).form(self.form);
         attention = attention.native_half(!self.no_native_half).native_int8(!self.no_native_int8);
         if let Some(isa) = self.isa()? {
             attention = attention.isa(isa);
@@ -349,6 +353,11 @@ fn split(text: &str) -> Result<Split, String> {
         "never" => Ok(Split::Never),
         keys => keys.parse().map(Split::Keys).map_err(|_| "expected auto, never or a number of keys".to_owned()),
     }
+}
+
+fn form(text: &str) -> Result<Form, String> {
+    let all = [Form::Quadratic, Form::Linear, Form::Auto];
+    all.into_iter().find(|form| form.name() == text).ok_or_else(|| "expected quadratic, linear or auto".to_owned())
 }
 
 /// An element type of k and v.

@@ -203,6 +203,9 @@ fn options() {
     refused("--out-dtype int8", 2, &["'int8'", "f32, f16 or bf16"]);
     refused("--out-dtype bf16", 3, &["out is bf16, but must be f32"]);
     refused("--split sometimes", 2, &["'sometimes'", "auto, never or a number of keys"]);
+    refused("--form cubic", 2, &["'cubic'", "quadratic, linear or auto"]);
+    refused("--form linear", 3, &["the linear form does not take softmax"]);
+    refused("--weighting power --degree 6 --form linear", 3, &["does not take the degree", "4"]);
     refused("--varlen uniform:9", 2, &["'uniform:9'", "uniform:LOW..HIGH:COUNT[@SEED]"]);
     refused("--paged none", 2, &["'none'", "the rows of a page"]);
     refused("--layout bshd", 3, &["5 query heads are not a multiple of 7 kv heads"]);

@@ -132,6 +132,20 @@ fn one_head_is_shared_by_threads() {
 }
 
 #[test]
+fn forms() {
+    let shape = "--queries 200 --keys 200 --head-dim 8 --causal top-left --weighting power --degree 2";
+    for form in ["linear", "quadratic"] {
+        let line = &lines(&format!("{SMALL} {shape} --form {form}"))[0];
+        assert_eq!([&line["form"], &line["forms"]], [&Value::from(form), &serde_json::json!([form])]);
+        let is_linear = line["kernel"].as_str().unwrap().contains("_linear_f32_");
+        assert_eq!(is_linear, form == "linear");
+        assert_eq!(line["kernels"], serde_json::json!([line["kernel"]]));
+    }
+    let line = &lines(&format!("{SMALL} {shape}"))[0];
+    assert_eq!([&line["form"], &line["forms"]], [&Value::Null, &serde_json::json!(["quadratic"])]);
+}
+
+#[test]
 fn copies_and_ways_of_reading() {
     let warm = &lines(&format!("{SMALL} --queries 1 --keys 64 --warm --read-way 2-far-2048"))[0];
     assert_eq!(

@@ -1,6 +1,6 @@
 //! One case: inputs, plan and measurement.
 
-use regard::{Dtype, Level, Plan, Problem, Setup};
+use regard::{Dtype, Level, Plan, Problem, Sequence, Setup};
 use regard_simd::Extension;
 use regard_tuner::inputs;
 use regard_tuner::measure::{Arithmetic, Budget, Efficiency, Measurement, ReadProbe, ReadWay, Work, measure_against};
@@ -186,6 +186,7 @@ impl Case {
             isa: plan.isa().name(),
             kernel: plan.kernel(),
             kernels,
+            forms: each(problem, |sequence| plan.form_for(problem, sequence).name()),
             key_block: plan.key_block(),
             query_block: plan.query_block(),
             span: plan.span_for(shape.queries, shape.keys),
@@ -226,11 +227,16 @@ fn copies(sizes: &Sizes, dtype: Dtype, bytes: f64, cache: usize) -> usize {
 
 /// The kernels that compute some sequence, each once.
 fn kernels(problem: &Problem<'_>, plan: &Plan) -> Vec<&'static str> {
-    let queries = problem.sequences().iter().map(|sequence| sequence.queries).filter(|queries| *queries > 0);
-    let mut kernels: Vec<&str> = queries.map(|queries| plan.kernel_for(queries)).collect();
-    kernels.sort_unstable();
-    kernels.dedup();
-    kernels
+    each(problem, |sequence| plan.kernel_of(problem, sequence))
+}
+
+/// The names of sequences that have queries, each once.
+fn each(problem: &Problem<'_>, name: impl Fn(&Sequence) -> &'static str) -> Vec<&'static str> {
+    let sequences = problem.sequences().iter().filter(|sequence| sequence.queries > 0);
+    let mut names: Vec<&str> = sequences.map(name).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 /// The error of sampled rows: the first, the last, and some between.

@@ -58,6 +58,9 @@ pub(crate) struct Line {
     pub(crate) kernel: &'static str,
     /// Those of all sequences.
     pub(crate) kernels: Vec<&'static str>,
+    /// Those of all sequences: quadratic or linear. The floating-point operations that are counted are those of the
+    /// quadratic one.
+    pub(crate) forms: Vec<&'static str>,
     pub(crate) key_block: usize,
     pub(crate) query_block: usize,
     /// Keys of a span of the longest sequence.

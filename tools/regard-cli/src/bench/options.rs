@@ -1,7 +1,7 @@
 //! The options of a problem as JSON.
 
 use clap::ValueEnum;
-use regard::{Align, Count, SigmoidBias, Split};
+use regard::{Align, Count, Form, SigmoidBias, Split};
 use serde_json::{Map, Value, json};
 
 use crate::problem_args::{ProblemArgs, Window};
@@ -32,6 +32,7 @@ pub(super) fn to_json(problem: &ProblemArgs, packed: bool) -> Map<String, Value>
         ("sigmoid_bias", problem.sigmoid_bias.map(sigmoid_bias)),
         ("n", count(problem.n)),
         ("split", split(problem.split)),
+        ("form", (problem.form != Form::Auto).then(|| problem.form.name().into())),
         ("no_native_half", problem.no_native_half.then_some(Value::Bool(true))),
         ("no_native_int8", problem.no_native_int8.then_some(Value::Bool(true))),
     ];
