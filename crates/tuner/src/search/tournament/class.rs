@@ -248,6 +248,8 @@ impl Tournament<'_> {
             winner.samples += 2 * found.rounds;
             // The model's pick was beaten in one run-off already, and is not brought back by another.
             if decide::replaces(&found) && runner_up != 0 {
+                let ratio = 1.0 / found.speedup;
+                self.trials(contest).add(&candidates[runner_up], Fate::Won, ratio, 2 * found.rounds);
                 winner = Winner {
                     candidate: runner_up,
                     seconds: winner.seconds / found.speedup,
