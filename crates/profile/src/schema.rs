@@ -68,9 +68,12 @@ impl Profile {
         // Beyond: as far from the nearest one as what is wanted, or farther, in the same family and under the same mask.
         let beyond = |entry: &Entry| {
             let of_kind = entry.class.family == first.class.family && entry.class.mask == first.class.mask;
+            // Most classes have the same choice: told before distances are.
+            if !of_kind || entry.config == first.config || !can(&entry.config) {
+                return false;
+            }
             let apart = first.class.distance(&entry.class).unwrap_or(0.0);
-            let far = wanted.distance(&entry.class).is_some_and(|far| far <= apart);
-            of_kind && entry.config != first.config && apart >= distance && far && can(&entry.config)
+            apart >= distance && wanted.distance(&entry.class).is_some_and(|far| far <= apart)
         };
         let Some((_, other)) = self.nearest(wanted, beyond) else { return Some(near) };
         let second = &self.entries[other];
@@ -84,8 +87,11 @@ impl Profile {
     fn nearest(&self, wanted: ClassRef<'_>, takes: impl Fn(&Entry) -> bool) -> Option<(f64, usize)> {
         let mut nearest: Option<(f64, usize)> = None;
         for (index, entry) in self.entries.iter().enumerate() {
+            if !takes(entry) {
+                continue;
+            }
             let Some(distance) = wanted.distance(&entry.class) else { continue };
-            if nearest.is_none_or(|(least, _)| distance < least) && takes(entry) {
+            if nearest.is_none_or(|(least, _)| distance < least) {
                 nearest = Some((distance, index));
             }
         }
