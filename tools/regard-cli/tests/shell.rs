@@ -149,7 +149,8 @@ fn explanations_of_types_and_sequences() {
     let decode = "explain --json --queries 1 --keys 9000 --heads 8 --kv-heads 2 --dtype int8 --split 3000";
     let plan = json(&decode.split(' ').collect::<Vec<_>>());
     assert_eq!([&plan["q_dtype"], &plan["kv_dtype"]], ["f32", "int8"]);
-    assert!(plan["kernel"].as_str().unwrap().ends_with("_rows_int8"), "{plan}");
+    // With `_dots` where the processor multiplies integers.
+    assert!(plan["kernel"].as_str().unwrap().contains("_rows_int8"), "{plan}");
     assert_eq!(plan["kv_bytes"], 2.0 * 9000.0 * (256.0 + 8.0));
     assert!(plan["tasks"].as_u64().unwrap() >= 2 && plan["span"].as_u64().unwrap() >= 3000);
 

@@ -109,7 +109,10 @@ fn bad_options_are_one_line() {
 fn a_noisy_machine_is_refused_if_that_was_asked_for() {
     let place = Place::new();
     // A search without time has no canaries to hear, which is as little to be trusted as any.
-    assert!(failed(&place.run(&["tune", "--quick", "--budget", "0", "--strict"]), 1).contains("low confidence"));
+    let output = place.run(&["tune", "--quick", "--budget", "0", "--strict"]);
+    let error = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.lines().last().is_some_and(|line| line.starts_with("regard: low confidence")), "{error}");
     assert_eq!(place.files(), [""; 0]);
 }
 
