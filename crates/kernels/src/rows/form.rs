@@ -123,7 +123,10 @@ impl<E: Element> Form for Widened<E> {
 }
 
 /// Pairs of bf16, multiplied and added pair by pair.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of other levels is of pairs"))]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    allow(dead_code, reason = "no kernel of other levels is of pairs")
+)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dots;
 

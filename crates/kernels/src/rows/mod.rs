@@ -23,7 +23,10 @@
 
 mod accumulate;
 pub(crate) mod args;
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of other levels is of pairs"))]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    allow(dead_code, reason = "no kernel of other levels is of pairs")
+)]
 mod dots;
 mod finish;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of other levels is of integers"))]

@@ -7,7 +7,7 @@ use regard_simd::{Extension, Isa, Level, Simd, bf16, f16};
 use super::args::Unit;
 #[cfg(target_arch = "x86_64")]
 use super::fixed::Fixed;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::form::Dots;
 use super::form::{Form, Widened};
 use super::scratch::Layout;
@@ -115,7 +115,8 @@ level!(
     regard_simd::Neon,
     "neon",
     tiles::Narrow,
-    tiles::Narrow
+    tiles::Narrow,
+    (Bf16, Dots, regard_simd::NeonBf16, tiles::NarrowDots, "bf16_dots", Some(Extension::Bf16))
 );
 
 /// The most elements of a query for which kernels of int8 that need an extension have 12 bits of fixed point and a sign.

@@ -115,3 +115,10 @@ tiles!(
     Narrow, 4 lanes:
     1 => (4, 4, 4), 2 => (2, 2, 4), 3 => (1, 1, 4), 4 => (1, 1, 3)
 );
+
+tiles!(
+    /// 4 lanes, 32 registers, for dot products of pairs: of one row, or of two.
+    #[cfg_attr(not(target_arch = "aarch64"), expect(dead_code, reason = "no other level has 4 lanes"))]
+    NarrowDots, 4 lanes:
+    1 => (4, 4, 4), 2 => (2, 8, 4)
+);
