@@ -56,8 +56,10 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
         query_block: shared_out(problem, query_block, kernel.tile.rows),
         copy: problem.has_hostile_strides(),
         rows,
-        rows_key_block: of_rows
-            .map_or_else(|| rows_key_block(problem.kv_dtype().bytes(), rows.group), |(_, config)| config.key_block),
+        rows_key_block: of_rows.map_or_else(
+            || rows_key_block(problem.kv_dtype().bytes(), rows.group, rows.extension.is_some()),
+            |(_, config)| config.key_block,
+        ),
         rows_up_to: profile.and_then(|profile| profile.crossover(rows.name)).unwrap_or(ROWS_UP_TO),
         split: problem.options.split,
     };

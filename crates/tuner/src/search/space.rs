@@ -207,7 +207,7 @@ impl Costs<'_> {
     /// The rows kernel with its key blocks.
     fn rows(&self) -> Vec<Config> {
         let kernel: &RowsKernel = rows_kernel(self.level, self.anchor.dtype, true);
-        let modelled = rows_key_block(self.anchor.dtype.bytes(), kernel.group);
+        let modelled = rows_key_block(self.anchor.dtype.bytes(), kernel.group, kernel.extension.is_some());
         let blocks = KEYS_OF_ROWS.into_iter().filter(|keys| keys % ROWS_KEY_STEP == 0 && *keys != modelled);
         let config = |key_block| Config { kernel: kernel.name.to_owned(), key_block, query_block: kernel.group };
         [modelled].into_iter().chain(blocks).map(config).collect()
@@ -245,7 +245,11 @@ mod tests {
                         assert_eq!(first.key_block, costs.model(costs.default_kernel()).key_block);
                         assert!(contest.candidates.len() > 8, "{contest:?}");
                     }
-                    Role::Rows => assert_eq!(first.key_block, rows_key_block(anchor.dtype.bytes(), first.query_block)),
+                    Role::Rows => {
+                        let native = rows_kernel(level, anchor.dtype, true).extension.is_some();
+                        let modelled = rows_key_block(anchor.dtype.bytes(), first.query_block, native);
+                        assert_eq!(first.key_block, modelled);
+                    }
                     Role::Crossing => assert!(contest.candidates.iter().any(|config| !config.takes_rows())),
                 }
                 assert_eq!(contest.predicted.len(), contest.candidates.len());
