@@ -31,6 +31,7 @@ fn profile(machine: &Machine, level: Level) -> Profile {
         gflops: 100.0 + i as f64 / 3.0,
         fraction_of_peak: 0.9,
         ratio_to_model: 0.97,
+        ratio_interval: Some([0.96, 0.98]),
         samples: 60,
         runner_up: None,
         rivals: Vec::new(),

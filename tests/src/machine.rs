@@ -66,6 +66,7 @@ pub fn profile_for(machine: &Machine, kernel: &Kernel, key_block: usize, query_b
         gflops: 1.0,
         fraction_of_peak: 0.5,
         ratio_to_model: 1.0,
+        ratio_interval: None,
         samples: 1,
         runner_up: None,
         rivals: Vec::new(),

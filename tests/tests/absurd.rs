@@ -154,6 +154,7 @@ fn blocks_that_no_kernel_takes() {
             gflops: 1.0,
             fraction_of_peak: 0.5,
             ratio_to_model: 1.0,
+            ratio_interval: None,
             samples: 1,
             runner_up: None,
             rivals: Vec::new(),

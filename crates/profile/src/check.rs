@@ -108,6 +108,9 @@ pub(crate) fn numbers(path: &Path, profile: &Profile) -> Result<(), ProfileError
         check(entry.gflops, &|| format!("entries[{i}].gflops"))?;
         check(entry.fraction_of_peak, &|| format!("entries[{i}].fraction_of_peak"))?;
         check(entry.ratio_to_model, &|| format!("entries[{i}].ratio_to_model"))?;
+        for end in entry.ratio_interval.into_iter().flatten() {
+            check(end, &|| format!("entries[{i}].ratio_interval"))?;
+        }
         let ratio = entry.runner_up.as_ref().map_or(0.0, |second| second.ratio);
         check(ratio, &|| format!("entries[{i}].runner_up.ratio"))?;
         for rival in &entry.rivals {

@@ -166,6 +166,9 @@ pub struct Entry {
     pub fraction_of_peak: f64,
     /// Its time over the time of the analytic model's pick; 1 if that was chosen, less if tuning found better.
     pub ratio_to_model: f64,
+    /// The 95 % interval of that, if the two were timed against each other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ratio_interval: Option<[f64; 2]>,
     /// Timings that the choice rests on.
     pub samples: usize,
     /// The best of the others, if there was another.
@@ -280,6 +283,7 @@ mod tests {
             gflops: 100.0,
             fraction_of_peak: 0.9,
             ratio_to_model: 1.0,
+            ratio_interval: None,
             samples: 12,
             runner_up: None,
             rivals: Vec::new(),

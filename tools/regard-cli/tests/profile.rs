@@ -32,6 +32,7 @@ fn profile() -> Profile {
         gflops: 10.0,
         fraction_of_peak: 0.5,
         ratio_to_model: 0.9,
+        ratio_interval: None,
         samples: 9,
         runner_up: None,
         rivals: Vec::new(),

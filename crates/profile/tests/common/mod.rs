@@ -64,6 +64,7 @@ pub(crate) fn entry(keys: usize) -> Entry {
         gflops: 1.0 / 3.0 * 500.0,
         fraction_of_peak: 0.1 + 0.2,
         ratio_to_model: 0.93,
+        ratio_interval: Some([0.92, 0.94]),
         samples: 60,
         runner_up: Some(RunnerUp { config: config("lanes_1x16"), ratio: 1.011 }),
         rivals: vec![RunnerUp { config: config("lanes_1x16"), ratio: 1.02 }],
@@ -140,7 +141,8 @@ pub(crate) fn assert_fit(profile: &Profile, machine: &Machine, kernels: &KernelS
             assert!(kernels.key_block_limits.contains(&config.key_block));
             assert!(kernels.query_block_limits.contains(&config.query_block));
         }
-        for number in [entry.gflops, entry.fraction_of_peak, entry.ratio_to_model] {
+        let interval = entry.ratio_interval.unwrap_or_default();
+        for number in [entry.gflops, entry.fraction_of_peak, entry.ratio_to_model].into_iter().chain(interval) {
             assert!(number.is_finite() && number >= 0.0);
         }
         // Every lookup ends with an entry of the right level.

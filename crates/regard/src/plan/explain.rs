@@ -27,9 +27,13 @@ impl fmt::Display for Why<'_> {
         write!(
             f,
             "profile entry d {head_dim}:{value_dim}, {queries} x {keys}: {:.1} GFLOP/s, {:.3} of the peak, {:.3} \
-             of the model's time; {}",
-            entry.gflops, entry.fraction_of_peak, entry.ratio_to_model, entry.why
-        )
+             of the model's time",
+            entry.gflops, entry.fraction_of_peak, entry.ratio_to_model
+        )?;
+        if let Some([low, high]) = entry.ratio_interval {
+            write!(f, " ({low:.3} to {high:.3})")?;
+        }
+        write!(f, "; {}", entry.why)
     }
 }
 

@@ -39,6 +39,8 @@ pub struct Winner {
     pub seconds: f64,
     /// Its time over that of the model's pick.
     pub ratio_to_model: f64,
+    /// The 95 % interval of that, if the two were timed against each other.
+    pub ratio_interval: Option<[f64; 2]>,
     /// Samples that the decision rests on.
     pub samples: usize,
     /// The best of the others, and its time over the winner's.

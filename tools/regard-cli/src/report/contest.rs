@@ -136,6 +136,7 @@ fn with_config(setup: &Setup, class: &Class, config: Config) -> Setup {
         gflops: 0.0,
         fraction_of_peak: 0.0,
         ratio_to_model: 1.0,
+        ratio_interval: None,
         samples: 0,
         runner_up: None,
         rivals: Vec::new(),

@@ -103,6 +103,7 @@ impl Tournament<'_> {
             candidate: winner,
             seconds: seconds * of_winner,
             ratio_to_model: of_winner / of_incumbent,
+            ratio_interval: None,
             samples: samples + 2 * rounds,
             runner_up,
             rivals: Vec::new(),
@@ -218,9 +219,11 @@ impl Tournament<'_> {
             let limit = Limit { least: 4, most: 40, until: now + 0.6 * (until - now) };
             let found = self.run_off(contest, [0, winner.candidate], limit);
             winner.ratio_to_model = 1.0 / found.speedup;
+            winner.ratio_interval = Some([1.0 / found.interval.high, 1.0 / found.interval.low]);
             winner.samples += 2 * found.rounds;
         } else {
             winner.ratio_to_model = 1.0;
+            winner.ratio_interval = None;
         }
         let rivals = self.rivals(contest, winner.candidate);
         let known = self.findings[contest].as_ref().map_or(&[][..], |finding| &finding.ratios);
@@ -254,6 +257,7 @@ impl Tournament<'_> {
                     candidate: runner_up,
                     seconds: winner.seconds / found.speedup,
                     ratio_to_model: winner.ratio_to_model / found.speedup,
+                    ratio_interval: None,
                     runner_up: Some((winner.candidate, found.speedup)),
                     why: format!("{}; its runner-up was faster in {} more rounds", winner.why, found.rounds),
                     ..winner
