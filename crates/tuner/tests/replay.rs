@@ -34,8 +34,7 @@ fn records() -> Vec<(String, Record)> {
 /// The record with the candidates and predictions of the model as it is now, where this machine has the level. Classes whose
 /// choice is a kernel that is newer than the record have no samples of it: they are left out, and nothing else may be.
 fn current(record: Record) -> Record {
-    let level = record.isa.parse::<Isa>().ok().and_then(|isa| Level::of(isa).ok());
-    let Some(level) = level else { return record };
+    let Some(level) = level_of(&record) else { return record };
     let machine: Machine = record.machine.clone();
     let contests = Search::new(level, &machine, Effort::Default).contests();
     let sampled = |kernel: &str| {
@@ -47,6 +46,11 @@ fn current(record: Record) -> Record {
     assert_eq!(current.contests.len(), known, "classes whose samples do not have the model's pick");
     assert!(known * 10 >= record.contests.len() * 9, "the record is too old: {known} of {}", record.contests.len());
     current
+}
+
+/// The level of a record, if this machine has it: what the model says of it takes its kernels.
+fn level_of(record: &Record) -> Option<Level> {
+    record.isa.parse::<Isa>().ok().and_then(|isa| Level::of(isa).ok())
 }
 
 /// Contests about kernels and blocks, by their index.
@@ -112,6 +116,10 @@ fn summary(regrets: &[f64]) -> [f64; 3] {
 #[test]
 fn the_models_pick_is_good_without_tuning() {
     for (name, record) in records() {
+        if level_of(&record).is_none() {
+            eprintln!("SKIPPED: {name}: the model of today is that of kernels which this machine does not have");
+            continue;
+        }
         let truths = truths(&record);
         for i in classes(&record) {
             let contest = &record.contests[i].contest;
