@@ -5,7 +5,7 @@
 use regard_simd::{Op, Simd, bf16, f16};
 
 use crate::rules::{Ending, Weigh};
-use crate::source::{Narrow, Target};
+use crate::source::{Narrow, PartialRows, Target};
 use crate::tensor::Dtype;
 use crate::weighting::{FinishArgs, Kind, MAX_STATE, Mix, RowState, slot};
 
@@ -21,6 +21,26 @@ pub(crate) struct Fold<'a> {
     /// `[d_v]`, apart from `left_sums`; only read
     pub(crate) right_sums: *const f32,
     pub(crate) d_v: usize,
+}
+
+impl<'a> Fold<'a> {
+    /// The merge of row 0 of two partial results.
+    ///
+    /// # Safety
+    /// Both have the row, and no one else uses `left` while the fold lives.
+    pub(crate) unsafe fn of(weighting: Weigh<'a>, gain: f32, left: PartialRows, right: PartialRows) -> Self {
+        // SAFETY: the caller's contract.
+        let (left_state, right_state) = unsafe { (&mut *left.states, &*right.states) };
+        Self {
+            weighting,
+            gain,
+            left: left_state,
+            left_sums: left.sums,
+            right: right_state,
+            right_sums: right.sums,
+            d_v: left.d_v,
+        }
+    }
 }
 
 impl Op for Fold<'_> {

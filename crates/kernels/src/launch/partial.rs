@@ -3,7 +3,8 @@
 use regard_simd::Level;
 
 use super::call::{Call, Outputs};
-use super::task::{self, fold, weigh};
+use super::task::{self, weigh};
+use crate::partial::Fold;
 use crate::rules::Ending;
 use crate::source::PartialRows;
 use crate::weighting::{AnyWeighting, RowState};
@@ -44,7 +45,7 @@ pub fn merge(
     let weighting = weigh(weighting, level);
     for (row, ending) in endings.iter().enumerate() {
         // SAFETY: both have the rows, and the functions are of the level, whose token proves it.
-        level.dispatch(unsafe { fold(weighting, ending.gain, left.row(row), right.row(row)) });
+        level.dispatch(unsafe { Fold::of(weighting, ending.gain, left.row(row), right.row(row)) });
     }
 }
 

@@ -48,10 +48,15 @@ impl Launch<'_> {
                 return self.lanes(unit, 0, scratch, partial);
             }
             let [whole, part] = slots;
-            self.span(unit, 0, scratch, whole);
-            for span in 1..unit.spans {
-                self.span(unit, span, scratch, part);
-                self.fold(unit, whole, part);
+            match unit.rows {
+                UnitRows::Rows { .. } => self.rows(unit, 0..unit.spans, scratch, slots),
+                UnitRows::Lanes { .. } => {
+                    self.span(unit, 0, scratch, whole);
+                    for span in 1..unit.spans {
+                        self.span(unit, span, scratch, part);
+                        self.fold(unit, whole, part);
+                    }
+                }
             }
             self.conclude(unit, whole);
         }
@@ -66,7 +71,7 @@ impl Launch<'_> {
         unsafe {
             match unit.rows {
                 UnitRows::Lanes { .. } => self.lanes(unit, span, scratch, Some(to)),
-                UnitRows::Rows { .. } => self.rows(unit, span, scratch, to),
+                UnitRows::Rows { .. } => self.rows(unit, span..span + 1, scratch, [to; 2]),
             }
         }
     }
@@ -80,7 +85,7 @@ impl Launch<'_> {
         for row in 0..unit.rows() {
             let gain = self.ending(unit, row).gain;
             // SAFETY: the caller's contract.
-            self.choice.level.dispatch(unsafe { fold(weighting, gain, left.row(row), right.row(row)) });
+            self.choice.level.dispatch(unsafe { Fold::of(weighting, gain, left.row(row), right.row(row)) });
         }
     }
 
@@ -230,11 +235,11 @@ impl Launch<'_> {
         }
     }
 
-    /// Runs a rows kernel on a span into partial results.
+    /// Runs a rows kernel on spans into the partial results of all of them. The second place is one to work in.
     ///
     /// # Safety
-    /// No one else uses this memory.
-    unsafe fn rows(&self, unit: &Unit, span: usize, scratch: *mut f32, out: PartialRows) {
+    /// No one else uses this memory; the places lie apart, if there are several spans.
+    unsafe fn rows(&self, unit: &Unit, spans: Range<usize>, scratch: *mut f32, [out, part]: [PartialRows; 2]) {
         let Self { call, choice, .. } = *self;
         let UnitRows::Rows { kv_head, rows, .. } = unit.rows else { unreachable!("a unit of the lanes kernel") };
         let sequence = &call.sequences[unit.sequence];
@@ -263,7 +268,8 @@ impl Launch<'_> {
                 query_row.bias_stride = key_stride;
             }
         }
-        let (start, end) = unit.span(call, span);
+        let (start, _) = unit.span(call, spans.start);
+        let (_, end) = unit.span(call, spans.end - 1);
         let arguments = args::Unit {
             rows: &query_rows[..rows],
             q_dtype: call.q.dtype(),
@@ -271,6 +277,7 @@ impl Launch<'_> {
             v: self.source(&call.v, unit.sequence, kv_head),
             keys: sequence.keys,
             span: start..end,
+            span_keys: unit.span,
             d,
             d_v: call.v.shape()[3],
             band: sequence.band,
@@ -282,27 +289,10 @@ impl Launch<'_> {
             weighting: self.weigh(),
             key_block: choice.rows_key_block,
             out,
+            part,
         };
         // SAFETY: as for the lanes kernel.
         unsafe { choice.rows.run(&arguments, scratch, self.memory.rows) }
-    }
-}
-
-/// The merge of row 0 of two partial results.
-///
-/// # Safety
-/// Both have the row, and no one else uses `left` while the fold lives.
-pub(super) unsafe fn fold(weighting: Weigh<'_>, gain: f32, left: PartialRows, right: PartialRows) -> Fold<'_> {
-    // SAFETY: the caller's contract.
-    let (left_state, right_state) = unsafe { (&mut *left.states, &*right.states) };
-    Fold {
-        weighting,
-        gain,
-        left: left_state,
-        left_sums: left.sums,
-        right: right_state,
-        right_sums: right.sums,
-        d_v: left.d_v,
     }
 }
 

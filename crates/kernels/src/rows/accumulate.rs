@@ -37,7 +37,7 @@ pub(crate) struct AccumulateArgs<E> {
     pub(super) ends: [bool; 2],
     /// `[step]`: one bit for each lane that sees its key; null if weights of others may be multiplied with their values.
     pub(super) visible: *const u64,
-    /// Elements from a key to what is prefetched with it.
+    /// Elements from a key to what is prefetched with it; 0 for nothing.
     pub(super) ahead: usize,
 }
 
@@ -156,8 +156,10 @@ impl<E: Element, const R: usize, const G: usize, const C: usize, const L: usize>
             }
             for unit in 0..N {
                 let v = v.add(unit * 2 * L);
-                for line in 0..(2 * L).div_ceil(E::PER_LINE) {
-                    s.prefetch_far(v.wrapping_add(self.0.ahead + line * E::PER_LINE).cast());
+                if self.0.ahead != 0 {
+                    for line in 0..(2 * L).div_ceil(E::PER_LINE) {
+                        s.prefetch_far(v.wrapping_add(self.0.ahead + line * E::PER_LINE).cast());
+                    }
                 }
                 let v = load(s, v, len);
                 for r in 0..R {

@@ -10,7 +10,7 @@ use crate::tensor::Dtype;
 /// The most query rows of a call: K and V are read once for all of them.
 pub(crate) const MOST_ROWS: usize = 64;
 
-/// Query rows of one sequence that share a KV head, and a span of its keys. Raw pointers, made by [`crate::launch`] only,
+/// Query rows of one sequence that share a KV head, and spans of its keys. Raw pointers, made by [`crate::launch`] only,
 /// which proves the bounds.
 #[derive(Clone, Debug)]
 pub(crate) struct Unit<'a> {
@@ -23,8 +23,10 @@ pub(crate) struct Unit<'a> {
     pub(crate) v: Source<'a>,
     /// Valid keys of the sequence.
     pub(crate) keys: usize,
-    /// The keys of this call; it starts at a key block.
+    /// The keys of this call; they start at a key block.
     pub(crate) span: Range<usize>,
+    /// Keys of a span, whole blocks: the partial results of each are computed apart, and merged in order.
+    pub(crate) span_keys: usize,
     pub(crate) d: usize,
     pub(crate) d_v: usize,
     pub(crate) band: Band,
@@ -41,6 +43,8 @@ pub(crate) struct Unit<'a> {
     pub(crate) key_block: usize,
     /// Where the state and the sums of each row go.
     pub(crate) out: PartialRows,
+    /// As much, for those of a span that is to be merged; not used if there is one span.
+    pub(crate) part: PartialRows,
 }
 
 /// One query row, and what differs from head to head.
@@ -76,6 +80,22 @@ impl QueryRow {
 }
 
 impl Unit<'_> {
+    /// The number of spans.
+    pub(crate) fn spans(&self) -> usize {
+        self.span.len().div_ceil(self.span_keys).max(1)
+    }
+
+    /// The span of a key.
+    pub(crate) fn span_of(&self, key: usize) -> usize {
+        (key - self.span.start) / self.span_keys
+    }
+
+    /// The keys of a span.
+    pub(crate) fn keys_of(&self, span: usize) -> Range<usize> {
+        let start = self.span.start + span * self.span_keys;
+        start..start.saturating_add(self.span_keys).min(self.span.end)
+    }
+
     /// Whether there are score modifications beyond the scale. A scale of zero counts as one: it makes all scores tie, which no
     /// factor that is applied after the comparison can do.
     pub(crate) fn has_terms(&self) -> bool {

@@ -5,36 +5,64 @@ use regard_simd::Simd;
 use super::form::Form;
 use super::tiles::Tiles;
 use super::{Group, Rows};
-use crate::source::AddRow;
+use crate::partial::Fold;
+use crate::source::{AddRow, PartialRows};
 use crate::weighting::{Kind, MAX_STATE, RowState, slot};
 
 /// The most lanes of a vector.
 const MOST_LANES: usize = 16;
 
 impl<F: Form, T: Tiles> Rows<'_, F, T> {
-    /// Computes a group again from its first key, with values kept away from rows that do not see their key.
+    /// Ends a span: its states and sums, merged with those of the spans before it. Groups are as they were before any key then.
     #[inline(never)]
-    pub(super) fn carefully<S: Simd>(&self, s: S, group: Group<'_>) {
-        self.begin(group);
-        let mut block = self.first_block();
-        while let Some(keys) = block {
-            let weighed = self.weigh(s, group, keys, false, &mut 0);
-            self.accumulate(s, group, keys, weighed, false, true);
-            block = self.next_block(keys);
+    pub(super) fn close<S: Simd>(&self, s: S, span: usize, side: usize, masked: u64) {
+        let unit = self.unit;
+        let to = if span == 0 { unit.out } else { unit.part };
+        for index in 0..self.groups() {
+            let group = self.group(index, side);
+            if !self.finish(s, group, span, to) && masked >> index & 1 == 1 {
+                self.carefully(s, group, span, to);
+            }
+            self.begin(group);
         }
-        self.finish(s, group);
+        if span == 0 {
+            return;
+        }
+        for (r, row) in unit.rows.iter().enumerate() {
+            let (left, right) = (unit.out.row(r), to.row(r));
+            let gain = unit.gain(&unit.factors(row));
+            // SAFETY: both places have the row, and lie apart.
+            s.vectorize(unsafe { Fold::of(unit.weighting, gain, left, right) });
+        }
+    }
+
+    /// Computes a group again from the first key of a span, with values kept away from rows that do not see their key.
+    #[inline(never)]
+    fn carefully<S: Simd>(&self, s: S, group: Group<'_>, span: usize, to: PartialRows) {
+        self.begin(group);
+        let within = self.unit.keys_of(span);
+        let mut block = self.block_from(within.start, &within);
+        while let Some(keys) = block {
+            if let Some(masked_from) = self.scores(s, group, keys)
+                && let Some(rescale) = self.weights(s, group, keys, masked_from)
+            {
+                self.value_products(s, group, keys.whole(), rescale, true);
+            }
+            block = self.block_after(keys, &within);
+        }
+        self.finish(s, group, span, to);
     }
 
     /// Writes states and sums of a group's rows. Gives false if the sums have NaN, which may come from values behind a mask.
     #[inline(always)]
-    pub(super) fn finish<S: Simd>(&self, s: S, group: Group<'_>) -> bool {
+    fn finish<S: Simd>(&self, s: S, group: Group<'_>, span: usize, to: PartialRows) -> bool {
         let unit = self.unit;
         let kind = unit.weighting.functions.kind;
         let mut nan = false;
         for (r, row) in group.rows.iter().enumerate() {
             let factors = unit.factors(row);
             let state = self.fold(group, r, unit.gain(&factors));
-            let out = unit.out.row(group.first + r);
+            let out = to.row(group.first + r);
             // SAFETY: there is a place for the state and the sums of each row; keys in the state are keys of the sequence.
             unsafe {
                 *out.states = state;
@@ -54,7 +82,7 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
             }
         }
         if kind == Kind::TiedRows {
-            self.add_ties(s, group);
+            self.add_ties(s, group, span, to);
         }
         !nan
     }
@@ -111,22 +139,23 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     /// Replaces the sums of rows that have ties by the sum of the tied rows of V: a second pass over the scores, which come
     /// out bit-identical.
     #[inline(always)]
-    fn add_ties<S: Simd>(&self, s: S, group: Group<'_>) {
+    fn add_ties<S: Simd>(&self, s: S, group: Group<'_>, span: usize, to: PartialRows) {
         let unit = self.unit;
         let row_lanes = T::LANES / group.step_keys;
         let mut fresh = 0_u64;
         for r in 0..group.rows.len() {
             // SAFETY: there is a state for each row.
-            let state = unsafe { *unit.out.row(group.first + r).states };
+            let state = unsafe { *to.row(group.first + r).states };
             fresh |= u64::from(state.0[slot::COUNT] > 1.0 && state.0[slot::NAN] == 0.0) << r;
         }
         let tied = fresh;
-        let mut block = if tied == 0 { None } else { self.first_block() };
+        let within = unit.keys_of(span);
+        let mut block = if tied == 0 { None } else { self.block_from(within.start, &within) };
         while let Some(keys) = block {
-            if self.scores(s, group, keys, false).is_some() {
+            if self.scores(s, group, keys).is_some() {
                 for place in 0..keys.keys {
                     for r in (0..group.rows.len()).filter(|r| tied >> r & 1 == 1) {
-                        let out = unit.out.row(group.first + r);
+                        let out = to.row(group.first + r);
                         let lane = place % group.step_keys * row_lanes + r;
                         // SAFETY: the block has the key, and there is a place for each row.
                         let hit = unsafe {
@@ -140,7 +169,7 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
                     }
                 }
             }
-            block = self.next_block(keys);
+            block = self.block_after(keys, &within);
         }
     }
 }

@@ -152,12 +152,13 @@ impl Op for Largest {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Weights { weights, scales, visible, quanta, steps, .. } = self.0;
+        let Weights { weights, scales, visible, quanta, steps, ask, .. } = self.0;
         let mut largest = s.zero();
         let mut nan = s.mask_from_bits(0);
         // SAFETY: all have a vector or a word for each step, and there is a vector of quanta.
         unsafe {
             for step in 0..steps {
+                ask.step(s, step);
                 let p = weights.add(step * S::LANES);
                 let scaled = s.mul(s.load(p), s.load(scales.add(step * S::LANES)));
                 // The scale of a key that is not seen may be NaN.

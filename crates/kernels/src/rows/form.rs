@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use regard_simd::{Element, Op, Simd, bf16};
 
 use super::accumulate::{Accumulate, AccumulateArgs};
+use super::ask::Ask;
 use super::dots::{self, AccumulateDots, Pairs, ScoreDots, query_place};
 use super::scores::{self, Product, ScoreArgs, Scores};
 
@@ -60,6 +61,8 @@ pub(crate) struct Weights {
     pub(super) row_lanes: usize,
     /// The most keys of a block.
     pub(super) key_block: usize,
+    /// Values that come next.
+    pub(super) ask: Ask,
 }
 
 /// Elements widened to f32, in the order of [`Element::load_pair`].
@@ -190,8 +193,9 @@ impl Op for PairWeights {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Weights { weights, steps, row_lanes, .. } = self.0;
+        let Weights { weights, steps, row_lanes, ask, .. } = self.0;
         for step in 0..steps {
+            ask.step(s, step);
             // SAFETY: there is a vector for each step, and one more.
             unsafe {
                 let p = weights.add(step * S::LANES);
@@ -209,8 +213,9 @@ impl Op for ScaleWeights {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Weights { weights, scales, steps, .. } = self.0;
+        let Weights { weights, scales, steps, ask, .. } = self.0;
         for step in 0..steps {
+            ask.step(s, step);
             // SAFETY: both have a vector for each step.
             unsafe {
                 let p = weights.add(step * S::LANES);

@@ -6,12 +6,12 @@
 //! ```text
 //! pack the queries, one group of rows at a time
 //! for each key block
-//!     for each group
+//!     for each few keys, and each group
 //!         scores   q . k                         registers: rows x keys, lane by lane; sums over lanes 16 at a time
+//!         sums = alpha sums + weights V          of the block before; registers: rows x vectors of columns
+//!     for each group
 //!         terms    scale of keys, soft-cap, bias, mask, maximum
 //!         weigh    scores to weights, in place   the weighting's own code
-//!     for each group
-//!         sums = alpha sums + weights V          registers: rows x vectors of columns
 //! fold the lanes of each row into one state
 //! ```
 //!
@@ -23,6 +23,8 @@
 
 mod accumulate;
 pub(crate) mod args;
+mod ask;
+mod block;
 #[cfg_attr(
     not(any(target_arch = "x86_64", target_arch = "aarch64")),
     allow(dead_code, reason = "no kernel of other levels is of pairs")
@@ -40,29 +42,16 @@ mod terms;
 pub(crate) mod tiles;
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use regard_simd::{Element, Op, Simd, bf16, f16};
 
-use self::accumulate::AccumulateArgs;
 use self::args::{QueryRow, Unit};
-use self::form::{Form, Weights};
-use self::pieces::Pieces;
-use self::scores::ScoreArgs;
+use self::block::Turn;
+use self::form::Form;
 use self::scratch::Layout;
-use self::terms::{Spread, Terms};
 use self::tiles::Tiles;
-use crate::lanes::Segment;
-use crate::source::Source;
 use crate::tensor::Dtype;
-use crate::weighting::{Block, Step};
-
-/// How far ahead memory is asked for, in bytes. On Zen 4, one or two rows are fastest with 2 to 4 KiB, and 16 cost a tenth; more
-/// rows, which take longer over a key, are fastest with 8 KiB, and 2 cost eight of them a third. Halves gain a twentieth from
-/// 8 KiB at any number of rows, where int8 loses a tenth.
-fn ahead_bytes(rows: usize, dtype: Dtype) -> usize {
-    let halves = matches!(dtype, Dtype::F16 | Dtype::Bf16);
-    if rows <= 2 && !halves { 4096 } else { 8192 }
-}
 
 /// One call.
 pub(crate) struct Rows<'a, F, T> {
@@ -104,48 +93,39 @@ struct KeyBlock {
     keys: usize,
 }
 
-/// What a block is to a group.
-#[derive(Clone, Copy, PartialEq)]
-enum Weighed {
-    /// Nothing to add.
-    Nothing,
-    /// Weights are to be multiplied with values.
-    Weights {
-        /// Whether the sums are to be multiplied by alpha first.
-        rescale: bool,
-    },
-}
-
 impl<F: Form, T: Tiles> Op for Rows<'_, F, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         const { assert!(T::LANES == S::LANES && S::LANES <= 16) };
-        let groups = self.groups();
-        let mut masked = 0_u64;
-        for index in 0..groups {
-            let group = self.group(index);
-            self.pack(group);
-            self.begin(group);
+        for index in 0..self.groups() {
+            self.pack(self.group(index, 0));
+            self.begin(self.group(index, 0));
         }
-        let mut block = self.first_block();
-        while let Some(keys) = block {
-            let mut weighed = [Weighed::Nothing; args::MOST_ROWS];
-            for index in 0..groups {
-                let group = self.group(index);
-                weighed[index] = self.weigh(s, group, keys, index == 0, &mut masked);
+        let all = &self.unit.span;
+        let mut turns = [Turn::new(0), Turn::new(1)];
+        // The span whose sums are being added, and the groups of which some row does not see some key of it.
+        let (mut span, mut masked) = (0, 0_u64);
+        let mut block = self.block_from(all.start, all);
+        let [mut last, mut next] = turns.each_mut();
+        loop {
+            self.open(next, block);
+            self.products(s, next, last);
+            let to = block.map_or(self.unit.spans(), |keys| self.unit.span_of(keys.first));
+            if span < to {
+                for done in span..to {
+                    // A span in which no row sees a key counts like all others.
+                    self.close(s, done, last.side, if done == span { masked } else { 0 });
+                }
+                (span, masked) = (to, 0);
+                // To close may take a second look at the keys of a span.
+                self.open(next, block);
             }
-            for index in 0..groups {
-                self.accumulate(s, self.group(index), keys, weighed[index], index == 0, false);
-            }
-            block = self.next_block(keys);
-        }
-        for index in 0..groups {
-            let group = self.group(index);
-            if !self.finish(s, group) && masked >> index & 1 == 1 {
-                self.carefully(s, group);
-            }
+            let Some(keys) = block else { break };
+            masked |= self.weigh(s, next);
+            block = self.block_after(keys, all);
+            (last, next) = (next, last);
         }
     }
 }
@@ -156,12 +136,14 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
         self.unit.rows.len().div_ceil(T::MOST)
     }
 
-    fn group(&self, index: usize) -> Group<'a> {
+    /// A group with the scores of one side.
+    #[inline(always)]
+    fn group(&self, index: usize, side: usize) -> Group<'a> {
         let (layout, groups) = (&self.layout, self.groups());
         let rows = self.unit.rows.len();
         // All of one size, as the order of summation depends on it: the last one begins with rows of the one before, which come
         // out the same.
-        let size = rows.div_ceil(groups);
+        let size = if groups == 1 { rows } else { rows.div_ceil(groups) };
         let first = (index * size).min(rows - size);
         let end = first + size;
         let at = |offset: usize| self.scratch.wrapping_add(offset + index * layout.group);
@@ -173,7 +155,7 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
             queries: at(layout.queries),
             sums: at(layout.sums),
             block_sums: at(layout.block_sums),
-            scores: at(layout.scores),
+            scores: at(layout.scores + side * layout.side),
             visible: at(layout.visible).cast(),
             state: at(layout.state),
             gain: at(layout.gain),
@@ -185,8 +167,8 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
         }
     }
 
-    /// One past the last key that some row of the call sees, and the first one.
-    fn seen(&self) -> (usize, usize) {
+    /// The keys of `within` from the first to the last one that some row of the call sees.
+    fn seen(&self, within: &Range<usize>) -> Range<usize> {
         let unit = self.unit;
         let (mut start, mut end) = (usize::MAX, 0);
         for row in unit.rows {
@@ -195,30 +177,27 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
                 (start, end) = (start.min(seen.start), end.max(seen.end));
             }
         }
-        (start.max(unit.span.start), end.min(unit.span.end))
+        start.max(within.start)..end.min(within.end)
     }
 
-    fn first_block(&self) -> Option<KeyBlock> {
-        let (start, _) = self.seen();
-        self.block_from(start)
-    }
-
-    fn next_block(&self, block: KeyBlock) -> Option<KeyBlock> {
-        let key_block = self.unit.key_block;
-        self.block_from((block.first / key_block + 1) * key_block)
-    }
-
-    /// The keys from `start` on that lie in its block. They start at a place where every group starts a pair of steps.
-    fn block_from(&self, start: usize) -> Option<KeyBlock> {
-        let (_, end) = self.seen();
-        if start >= end {
+    /// The keys of `within` from `start` on that lie in one block. They start at a place where every group starts a pair of
+    /// steps.
+    fn block_from(&self, start: usize, within: &Range<usize>) -> Option<KeyBlock> {
+        let seen = self.seen(within);
+        let start = start.max(seen.start);
+        if start >= seen.end {
             return None;
         }
         let key_block = self.unit.key_block;
         let block_end = (start / key_block + 1) * key_block;
         let first = start / (2 * T::LANES) * (2 * T::LANES);
         let first = first.max(start / key_block * key_block);
-        Some(KeyBlock { first, keys: block_end.min(end) - first })
+        Some(KeyBlock { first, keys: block_end.min(seen.end) - first })
+    }
+
+    fn block_after(&self, block: KeyBlock, within: &Range<usize>) -> Option<KeyBlock> {
+        let key_block = self.unit.key_block;
+        self.block_from((block.first / key_block + 1) * key_block, within)
     }
 
     /// The queries of a group in the form of the kernel, zero past `d`.
@@ -277,201 +256,4 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
             }
         }
     }
-
-    /// Scores and weights of one block for one group.
-    #[inline(always)]
-    fn weigh<S: Simd>(&self, s: S, group: Group<'_>, keys: KeyBlock, leads: bool, masked: &mut u64) -> Weighed {
-        let Some(masked_from) = self.scores(s, group, keys, leads) else { return Weighed::Nothing };
-        let unit = self.unit;
-        let steps = keys.keys.div_ceil(group.step_keys);
-        // Segments start at even places.
-        let whole = masked_from & !1;
-        let segments =
-            [Segment { key: 0, keys: whole, masked: false }, Segment { key: whole, keys: steps - whole, masked: true }];
-        let segments = match whole {
-            0 => &segments[1..],
-            _ if whole == steps => &segments[..1],
-            _ => &segments[..],
-        };
-        *masked |= u64::from(whole < steps) << group.index;
-        let block = Block {
-            scores: group.scores,
-            lanes: T::LANES,
-            segments,
-            vectors: 1,
-            visible: group.visible,
-            first_key: keys.first / group.step_keys,
-            max: group.max,
-            gain: group.gain,
-            shift: group.shift,
-            state: group.state,
-            alpha: group.alpha,
-        };
-        // SAFETY: the functions are of this level (`launch` pairs them), and the block is as its fields say.
-        match unsafe { (unit.weighting.functions.weigh)(unit.weighting.data, &block) } {
-            Step::Skip => Weighed::Nothing,
-            // To leave values out would take a look at them all the same: NaN and Inf are felt at any weight.
-            Step::Add | Step::Part { .. } => Weighed::Weights { rescale: false },
-            Step::Rescale => Weighed::Weights { rescale: true },
-        }
-    }
-
-    /// Final scores of one block for one group, with their maximum, and the first step of which some lane does not see its
-    /// key; none if no lane sees any.
-    #[inline(always)]
-    fn scores<S: Simd>(&self, s: S, group: Group<'_>, keys: KeyBlock, leads: bool) -> Option<usize> {
-        let unit = self.unit;
-        let masked_from = self.visible(group, keys)?;
-        let gathered = self.scratch.wrapping_add(self.layout.keys);
-        let ahead = ahead_bytes(group.rows.len(), unit.k.dtype);
-        for piece in Pieces::new(&unit.k, keys, unit.d, ahead, T::LANES, gathered) {
-            T::scores::<S, F>(
-                s,
-                group.rows.len(),
-                ScoreArgs {
-                    q: group.queries,
-                    quanta: group.query_quanta,
-                    k: piece.data.cast(),
-                    k_stride: piece.row_bytes / size_of::<F::Element>(),
-                    keys: piece.rows,
-                    d: unit.d,
-                    scores: group.scores.wrapping_add(piece.place / group.step_keys * T::LANES),
-                    ahead: if leads { (piece.ahead as isize / size_of::<F::Element>() as isize) as usize } else { 0 },
-                },
-            );
-        }
-        let k_scales = self.spread(s, &unit.k, group, keys, self.layout.k_scales);
-        s.vectorize(Terms {
-            unit,
-            rows: group.rows,
-            step_keys: group.step_keys,
-            first_key: keys.first,
-            keys: keys.keys,
-            scores: group.scores,
-            k_scales,
-            visible: group.visible,
-            masked_from,
-            max: group.max,
-        });
-        Some(masked_from)
-    }
-
-    /// Says which lanes see which keys, and gives the first step of which some lane does not; none if there is no key that a
-    /// lane sees.
-    fn visible(&self, group: Group<'_>, keys: KeyBlock) -> Option<usize> {
-        let unit = self.unit;
-        let (step_keys, end) = (group.step_keys, keys.first + keys.keys);
-        let steps = keys.keys.div_ceil(step_keys);
-        let row_lanes = T::LANES / step_keys;
-        let whole = |row: &QueryRow| {
-            let seen = unit.band.visible(row.query, unit.keys);
-            row.keep.is_null() && seen.start <= keys.first && end <= seen.end
-        };
-        if group.rows.iter().all(whole) {
-            let rows = below(group.rows.len());
-            // SAFETY: `visible` has a word for each step.
-            let words = unsafe { std::slice::from_raw_parts_mut(group.visible, steps) };
-            words.fill((0..step_keys).map(|g| rows << (g * row_lanes)).sum());
-            // Lanes past the last key see nothing.
-            return match keys.keys % step_keys {
-                0 => Some(steps),
-                rest => {
-                    words[steps - 1] = (0..rest).map(|g| rows << (g * row_lanes)).sum();
-                    Some(steps - 1)
-                }
-            };
-        }
-        // SAFETY: `visible` has a word for each step, and masks cover every key.
-        unsafe {
-            let words = std::slice::from_raw_parts_mut(group.visible, steps);
-            words.fill(0);
-            let mut any = false;
-            for (r, row) in group.rows.iter().enumerate() {
-                let seen = unit.band.visible(row.query, unit.keys);
-                for key in seen.start.max(keys.first)..seen.end.min(end) {
-                    if row.keep.is_null() || *row.keep.add(key * row.keep_stride) != 0 {
-                        let place = key - keys.first;
-                        words[place / step_keys] |= 1 << (place % step_keys * row_lanes + r);
-                        any = true;
-                    }
-                }
-            }
-            any.then_some(0)
-        }
-    }
-
-    /// Scales of keys in the layout of the scores; null if there are none.
-    #[inline(always)]
-    fn spread<S: Simd>(&self, s: S, source: &Source<'_>, group: Group<'_>, keys: KeyBlock, to: usize) -> *const f32 {
-        if source.dtype != Dtype::Int8 {
-            return std::ptr::null();
-        }
-        let to = self.scratch.wrapping_add(to);
-        s.vectorize(Spread { source, first: keys.first, keys: keys.keys, step_keys: group.step_keys, to });
-        to
-    }
-
-    /// Adds the weighted values of one block to the sums of a group. `careful` keeps values away from rows that do not see
-    /// their key; otherwise they are multiplied by a weight of zero, which is the same unless they are NaN or Inf.
-    #[inline(always)]
-    fn accumulate<S: Simd>(
-        &self,
-        s: S,
-        group: Group<'_>,
-        keys: KeyBlock,
-        weighed: Weighed,
-        leads: bool,
-        careful: bool,
-    ) {
-        let Weighed::Weights { rescale } = weighed else { return };
-        let unit = self.unit;
-        let scales = self.spread(s, &unit.v, group, keys, self.layout.v_scales);
-        F::prepare(
-            s,
-            Weights {
-                weights: group.scores,
-                scales,
-                visible: group.visible,
-                quanta: group.weight_quanta,
-                steps: keys.keys.div_ceil(group.step_keys),
-                lanes: T::LANES,
-                row_lanes: T::LANES / group.step_keys,
-                key_block: unit.key_block,
-            },
-        );
-        // Values that are passed over again come from the second level then: the next block is asked for in time.
-        let again = T::passes_again(group.rows.len(), unit.d_v);
-        let ahead = if again {
-            unit.key_block * unit.d_v * size_of::<F::Element>()
-        } else {
-            ahead_bytes(group.rows.len(), unit.v.dtype)
-        };
-        let gathered = self.scratch.wrapping_add(self.layout.values);
-        for piece in Pieces::new(&unit.v, keys, unit.d_v, ahead, T::LANES, gathered) {
-            T::accumulate::<S, F>(
-                s,
-                group.rows.len(),
-                AccumulateArgs {
-                    weights: group.scores,
-                    first: piece.place,
-                    v: piece.data.cast(),
-                    v_stride: piece.row_bytes / size_of::<F::Element>(),
-                    keys: piece.rows,
-                    d_v: unit.d_v,
-                    block_sums: group.block_sums,
-                    sums: group.sums,
-                    quanta: group.weight_quanta,
-                    alpha: if rescale { group.alpha } else { std::ptr::null() },
-                    ends: [piece.place == 0, piece.place + piece.rows == keys.keys],
-                    visible: if careful { group.visible } else { std::ptr::null() },
-                    ahead: if leads { (piece.ahead as isize / size_of::<F::Element>() as isize) as usize } else { 0 },
-                },
-            );
-        }
-    }
-}
-
-/// The lowest `n < 64` bits.
-fn below(n: usize) -> u64 {
-    (1 << n) - 1
 }

@@ -22,12 +22,13 @@ pub(super) struct Piece {
     pub(super) rows: usize,
     /// Its first key, of the block.
     pub(super) place: usize,
-    /// Bytes from a key to what is to be prefetched with it.
+    /// Bytes from a key to what is to be prefetched with it; 0 for nothing.
     pub(super) ahead: usize,
 }
 
 impl<'a> Pieces<'a> {
     /// `gathered` has room for the block.
+    #[inline(always)]
     pub(super) fn new(
         source: &'a Source<'a>,
         keys: KeyBlock,
@@ -37,27 +38,33 @@ impl<'a> Pieces<'a> {
         gathered: *mut f32,
     ) -> Self {
         let row_bytes = columns * source.dtype.bytes();
-        let ahead = ahead_bytes.div_ceil(row_bytes.max(1));
+        let ahead = if ahead_bytes == 0 { 0 } else { ahead_bytes.div_ceil(row_bytes.max(1)) };
         let mut pieces = Self { source, keys, columns, ahead, done: 0, gathered: None };
         let broken = source.page_rows().is_some_and(|rows| !rows.is_multiple_of(lanes));
         if broken && source.run(keys.first).rows < keys.keys {
-            let to: *mut u8 = gathered.cast();
-            for piece in (Self { gathered: None, ..pieces }) {
-                for row in 0..piece.rows {
-                    let from = piece.data.wrapping_add(row * piece.row_bytes);
-                    // SAFETY: the rows exist, and there is room for those of a block, widened.
-                    unsafe { to.add((piece.place + row) * row_bytes).copy_from_nonoverlapping(from, row_bytes) };
-                }
-            }
-            pieces.gathered = Some(to);
+            pieces.gather(gathered.cast(), row_bytes);
         }
         pieces
+    }
+
+    /// Puts the runs together.
+    #[inline(never)]
+    fn gather(&mut self, to: *mut u8, row_bytes: usize) {
+        for piece in (Self { gathered: None, ..*self }) {
+            for row in 0..piece.rows {
+                let from = piece.data.wrapping_add(row * piece.row_bytes);
+                // SAFETY: the rows exist, and there is room for those of a block, widened.
+                unsafe { to.add((piece.place + row) * row_bytes).copy_from_nonoverlapping(from, row_bytes) };
+            }
+        }
+        self.gathered = Some(to);
     }
 }
 
 impl Iterator for Pieces<'_> {
     type Item = Piece;
 
+    #[inline(always)]
     fn next(&mut self) -> Option<Piece> {
         let place = self.done;
         if place == self.keys.keys {

@@ -38,7 +38,7 @@ pub(crate) struct Layout {
     /// `[unit][row][2 * lanes]` each
     pub(crate) sums: usize,
     pub(crate) block_sums: usize,
-    /// `[step][lanes]`
+    /// `[side][step][lanes]`
     pub(crate) scores: usize,
     /// `[step]` u64
     pub(crate) visible: usize,
@@ -51,6 +51,8 @@ pub(crate) struct Layout {
     pub(crate) alpha: usize,
     pub(crate) query_quanta: usize,
     pub(crate) weight_quanta: usize,
+    /// f32 from the scores of one side to those of the other.
+    pub(crate) side: usize,
     /// f32 from a group to the next.
     pub(crate) group: usize,
     /// `[step][lanes]` each, and a vector; for one group at a time. Empty without scales.
@@ -79,11 +81,13 @@ impl Layout {
         let padded = |columns: usize| columns.checked_next_multiple_of(unit).unwrap_or(usize::MAX);
         // A step has at least one key.
         let steps = key_block;
+        // A vector more, which weights in pairs are read from; and no power of two apart.
+        let side = steps.saturating_mul(lanes).saturating_add(LINE);
         let mut layout = Self {
             queries: take([1, 1, query_len(group_rows, d, lanes)]),
             sums: take([1, group_rows, padded(d_v)]),
             block_sums: take([1, group_rows, padded(d_v)]),
-            scores: take([1, steps, lanes]),
+            scores: take([1, 2, side]),
             visible: take([1, 2, steps]),
             state: take([1, state, lanes]),
             gain: take([1, 1, lanes]),
@@ -92,6 +96,7 @@ impl Layout {
             alpha: take([1, 1, lanes]),
             query_quanta: take([1, 1, lanes]),
             weight_quanta: take([1, 1, lanes]),
+            side,
             group: 0,
             k_scales: 0,
             v_scales: 0,

@@ -4,6 +4,7 @@
 use regard_simd::{Op, Simd, math};
 
 use super::args::{QueryRow, Unit};
+use super::ask::Ask;
 use crate::source::Source;
 
 /// Rewrites the scores of one block and takes their maximum per lane.
@@ -27,6 +28,8 @@ pub(super) struct Terms<'a> {
     pub(super) masked_from: usize,
     /// `[LANES]`: written, the same for all lanes of a row; for ordered weightings.
     pub(super) max: *mut f32,
+    /// Keys that come next.
+    pub(super) ask: Ask,
 }
 
 /// A vector of any level in memory.
@@ -49,6 +52,7 @@ impl Op for Terms<'_> {
         let places = Places::new(s, &self);
         let mut max = lowest;
         for step in 0..steps {
+            self.ask.step(s, step);
             // SAFETY: the arrays have a vector or a word for each step.
             unsafe {
                 let p = self.scores.add(step * S::LANES);

@@ -1,0 +1,375 @@
+//! One block of keys: scores, weights, values.
+//!
+//! The values of a block are multiplied in turns with the keys of the next one. A single row is done with a key as soon as it has
+//! read it, and the processor's own prefetching keeps up only while it is not made to start anew: both streams are read all
+//! the time, a few keys of each, and neither is asked for. On Zen 4 (16384 keys, 128 columns, GB/s of a sweep that reads 28):
+//!
+//! | | f32 | f16 | bf16 | int8 |
+//! |---|---|---|---|---|
+//! | block after block, asked for 4 to 8 KiB ahead | 23 | 20 | 20 | 17 |
+//! | in turns of 32 keys, asked for | 23 | 20 | 21 | 20 |
+//! | in turns of 32 keys, not asked for | 25 | 27 | 25 | 23 |
+//!
+//! Turns of 64 keys cost f16 and bf16 a tenth. What is done once for a turn counts (it was a tenth), and so does what nothing is
+//! read beside, which is why weights ask for what comes next. With more rows, which take longer over a key, turns win nothing,
+//! and cost eight of them a tenth; there, memory has to be asked for.
+
+use regard_simd::Simd;
+
+use super::accumulate::AccumulateArgs;
+use super::args::{self, QueryRow};
+use super::ask::Ask;
+use super::form::{Form, Weights};
+use super::pieces::Pieces;
+use super::scores::ScoreArgs;
+use super::terms::{Spread, Terms};
+use super::tiles::Tiles;
+use super::{Group, KeyBlock, Rows};
+use crate::lanes::Segment;
+use crate::source::Source;
+use crate::tensor::Dtype;
+use crate::weighting::{Block, Step};
+
+/// How far ahead memory is asked for, in bytes. On Zen 4, two rows are fastest with 2 to 4 KiB, and 16 cost a tenth; more
+/// rows, which take longer over a key, are fastest with 8 KiB, and 2 cost eight of them a third. Halves gain a twentieth from
+/// 8 KiB at any number of rows, where int8 loses a tenth.
+fn ahead_bytes(rows: usize, dtype: Dtype) -> usize {
+    let halves = matches!(dtype, Dtype::F16 | Dtype::Bf16);
+    if rows <= 2 && !halves { 4096 } else { 8192 }
+}
+
+/// Keys of a turn are a multiple of this, so that they start where every group starts a pair of steps.
+const TURN_STEP: usize = 32;
+
+/// The fewest bytes of a turn: less is over too soon.
+const TURN_BYTES: usize = 4096;
+
+/// Keys after which it is the turn of values.
+fn turn_keys(rows: usize, row_bytes: usize, key_block: usize) -> usize {
+    if rows > 1 { key_block } else { (TURN_BYTES / row_bytes.max(1)).max(1).next_multiple_of(TURN_STEP) }
+}
+
+/// A block on its way: scores are computed while the values of the block before it are added, and then become weights.
+pub(super) struct Turn {
+    keys: KeyBlock,
+    /// Which of two places its scores have.
+    pub(super) side: usize,
+    stages: [Stage; args::MOST_ROWS],
+}
+
+impl Turn {
+    /// No block.
+    pub(super) fn new(side: usize) -> Self {
+        Self { keys: KeyBlock { first: 0, keys: 0 }, side, stages: [Stage::Nothing; args::MOST_ROWS] }
+    }
+}
+
+/// What a block is to a group.
+#[derive(Clone, Copy)]
+enum Stage {
+    /// Nothing to compute, or nothing to add.
+    Nothing,
+    /// Scores are computed, or to be.
+    Scores {
+        /// The first step of which some lane does not see its key.
+        masked_from: usize,
+    },
+    /// Weights are to be multiplied with values.
+    Weights {
+        /// Whether the sums are to be multiplied by alpha first.
+        rescale: bool,
+    },
+}
+
+/// Some keys of a block.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    keys: KeyBlock,
+    /// Place of the first one in the block.
+    place: usize,
+    /// Keys of the block.
+    of: usize,
+}
+
+impl KeyBlock {
+    /// At most `most` keys from place `place` on.
+    pub(super) fn part(self, place: usize, most: usize) -> Part {
+        let keys = self.keys.saturating_sub(place).min(most);
+        Part { keys: KeyBlock { first: self.first + place, keys }, place, of: self.keys }
+    }
+
+    /// All keys.
+    pub(super) fn whole(self) -> Part {
+        self.part(0, self.keys)
+    }
+}
+
+impl<F: Form, T: Tiles> Rows<'_, F, T> {
+    /// Makes a turn that of a block of which nothing is computed yet, or of none.
+    pub(super) fn open(&self, turn: &mut Turn, keys: Option<KeyBlock>) {
+        turn.keys = keys.unwrap_or(KeyBlock { first: 0, keys: 0 });
+        for index in 0..self.groups() {
+            let visible = keys.and_then(|keys| self.visible(self.group(index, turn.side), keys));
+            turn.stages[index] = visible.map_or(Stage::Nothing, |masked_from| Stage::Scores { masked_from });
+        }
+    }
+
+    /// Scores of the next block before its terms, and the sums with the values of the last one.
+    #[inline(always)]
+    pub(super) fn products<S: Simd>(&self, s: S, next: &Turn, last: &Turn) {
+        let unit = self.unit;
+        let few = turn_keys(unit.rows.len(), unit.d.max(unit.d_v) * size_of::<F::Element>(), unit.key_block);
+        for start in (0..next.keys.keys.max(last.keys.keys)).step_by(few) {
+            for index in 0..self.groups() {
+                if let Stage::Scores { .. } = next.stages[index] {
+                    self.score_products(s, self.group(index, next.side), next.keys.part(start, few));
+                }
+            }
+            for index in 0..self.groups() {
+                if let Stage::Weights { rescale } = last.stages[index] {
+                    let group = self.group(index, last.side);
+                    self.value_products(s, group, last.keys.part(start, few), rescale, false);
+                }
+            }
+        }
+    }
+
+    /// Whether the rows of a source lie one after the other.
+    fn solid(source: &Source<'_>, columns: usize) -> bool {
+        source.page_rows().is_none() && source.row_bytes() == columns * size_of::<F::Element>()
+    }
+
+    /// How far ahead to ask for the rows of a source, in bytes; 0 for not at all.
+    fn ahead(&self, group: Group<'_>, source: &Source<'_>, columns: usize) -> usize {
+        let alone = self.unit.rows.len() == 1 && Self::solid(source, columns);
+        if group.index > 0 || alone { 0 } else { ahead_bytes(group.rows.len(), source.dtype) }
+    }
+
+    /// What to ask for while scores become weights: the rows of a source from `first` on.
+    fn ask(&self, source: &Source<'_>, first: usize, columns: usize) -> Ask {
+        let alone = self.unit.rows.len() == 1 && Self::solid(source, columns);
+        Ask { at: source.run(first).data, lines: if alone { Ask::LINES } else { 0 } }
+    }
+
+    /// Turns the scores of a block into weights. Gives a bit for each group of which some row does not see some key.
+    #[inline(always)]
+    pub(super) fn weigh<S: Simd>(&self, s: S, turn: &mut Turn) -> u64 {
+        let mut masked = 0;
+        for index in 0..self.groups() {
+            if let Stage::Scores { masked_from } = turn.stages[index] {
+                let group = self.group(index, turn.side);
+                masked |= u64::from(masked_from & !1 < turn.keys.keys.div_ceil(group.step_keys)) << index;
+                self.terms(s, group, turn.keys, masked_from);
+                turn.stages[index] = match self.weights(s, group, turn.keys, masked_from) {
+                    Some(rescale) => Stage::Weights { rescale },
+                    None => Stage::Nothing,
+                };
+            }
+        }
+        masked
+    }
+
+    /// Weights of one block in the form in which they meet values, and whether sums are to be multiplied by alpha first; none if
+    /// no values are to be added.
+    #[inline(always)]
+    pub(super) fn weights<S: Simd>(&self, s: S, group: Group<'_>, keys: KeyBlock, masked_from: usize) -> Option<bool> {
+        let unit = self.unit;
+        let steps = keys.keys.div_ceil(group.step_keys);
+        // Segments start at even places.
+        let whole = masked_from & !1;
+        let segments =
+            [Segment { key: 0, keys: whole, masked: false }, Segment { key: whole, keys: steps - whole, masked: true }];
+        let segments = match whole {
+            0 => &segments[1..],
+            _ if whole == steps => &segments[..1],
+            _ => &segments[..],
+        };
+        let block = Block {
+            scores: group.scores,
+            lanes: T::LANES,
+            segments,
+            vectors: 1,
+            visible: group.visible,
+            first_key: keys.first / group.step_keys,
+            max: group.max,
+            gain: group.gain,
+            shift: group.shift,
+            state: group.state,
+            alpha: group.alpha,
+        };
+        // SAFETY: the functions are of this level (`launch` pairs them), and the block is as its fields say.
+        let rescale = match unsafe { (unit.weighting.functions.weigh)(unit.weighting.data, &block) } {
+            Step::Skip => return None,
+            // To leave values out would take a look at them all the same: NaN and Inf are felt at any weight.
+            Step::Add | Step::Part { .. } => false,
+            Step::Rescale => true,
+        };
+        let scales = self.spread(s, &unit.v, group, keys, self.layout.v_scales);
+        F::prepare(
+            s,
+            Weights {
+                weights: group.scores,
+                scales,
+                visible: group.visible,
+                quanta: group.weight_quanta,
+                steps,
+                lanes: T::LANES,
+                row_lanes: T::LANES / group.step_keys,
+                key_block: unit.key_block,
+                ask: self.ask(&unit.v, keys.first, unit.d_v),
+            },
+        );
+        Some(rescale)
+    }
+
+    /// Final scores of one block for one group, with their maximum, and the first step of which some lane does not see its
+    /// key; none if no lane sees any.
+    #[inline(always)]
+    pub(super) fn scores<S: Simd>(&self, s: S, group: Group<'_>, keys: KeyBlock) -> Option<usize> {
+        let masked_from = self.visible(group, keys)?;
+        self.score_products(s, group, keys.whole());
+        self.terms(s, group, keys, masked_from);
+        Some(masked_from)
+    }
+
+    /// Products of queries and some keys of a block.
+    #[inline(always)]
+    pub(super) fn score_products<S: Simd>(&self, s: S, group: Group<'_>, part: Part) {
+        let unit = self.unit;
+        let gathered = self.scratch.wrapping_add(self.layout.keys);
+        let ahead = self.ahead(group, &unit.k, unit.d);
+        for piece in Pieces::new(&unit.k, part.keys, unit.d, ahead, T::LANES, gathered) {
+            let place = part.place + piece.place;
+            T::scores::<S, F>(
+                s,
+                group.rows.len(),
+                ScoreArgs {
+                    q: group.queries,
+                    quanta: group.query_quanta,
+                    k: piece.data.cast(),
+                    k_stride: piece.row_bytes / size_of::<F::Element>(),
+                    keys: piece.rows,
+                    d: unit.d,
+                    scores: group.scores.wrapping_add(place / group.step_keys * T::LANES),
+                    ahead: (piece.ahead as isize / size_of::<F::Element>() as isize) as usize,
+                },
+            );
+        }
+    }
+
+    /// What happens to the scores of a block between the products and the weighting.
+    #[inline(always)]
+    pub(super) fn terms<S: Simd>(&self, s: S, group: Group<'_>, keys: KeyBlock, masked_from: usize) {
+        let k_scales = self.spread(s, &self.unit.k, group, keys, self.layout.k_scales);
+        s.vectorize(Terms {
+            unit: self.unit,
+            rows: group.rows,
+            step_keys: group.step_keys,
+            first_key: keys.first,
+            keys: keys.keys,
+            scores: group.scores,
+            k_scales,
+            visible: group.visible,
+            masked_from,
+            max: group.max,
+            ask: self.ask(&self.unit.k, keys.first + keys.keys, self.unit.d),
+        });
+    }
+
+    /// Says which lanes see which keys, and gives the first step of which some lane does not; none if there is no key that a
+    /// lane sees.
+    fn visible(&self, group: Group<'_>, keys: KeyBlock) -> Option<usize> {
+        let unit = self.unit;
+        let (step_keys, end) = (group.step_keys, keys.first + keys.keys);
+        let steps = keys.keys.div_ceil(step_keys);
+        let row_lanes = T::LANES / step_keys;
+        let whole = |row: &QueryRow| {
+            let seen = unit.band.visible(row.query, unit.keys);
+            row.keep.is_null() && seen.start <= keys.first && end <= seen.end
+        };
+        if group.rows.iter().all(whole) {
+            let rows = below(group.rows.len());
+            // SAFETY: `visible` has a word for each step.
+            let words = unsafe { std::slice::from_raw_parts_mut(group.visible, steps) };
+            words.fill((0..step_keys).map(|g| rows << (g * row_lanes)).sum());
+            // Lanes past the last key see nothing.
+            return match keys.keys % step_keys {
+                0 => Some(steps),
+                rest => {
+                    words[steps - 1] = (0..rest).map(|g| rows << (g * row_lanes)).sum();
+                    Some(steps - 1)
+                }
+            };
+        }
+        // SAFETY: `visible` has a word for each step, and masks cover every key.
+        unsafe {
+            let words = std::slice::from_raw_parts_mut(group.visible, steps);
+            words.fill(0);
+            let mut any = false;
+            for (r, row) in group.rows.iter().enumerate() {
+                let seen = unit.band.visible(row.query, unit.keys);
+                for key in seen.start.max(keys.first)..seen.end.min(end) {
+                    if row.keep.is_null() || *row.keep.add(key * row.keep_stride) != 0 {
+                        let place = key - keys.first;
+                        words[place / step_keys] |= 1 << (place % step_keys * row_lanes + r);
+                        any = true;
+                    }
+                }
+            }
+            any.then_some(0)
+        }
+    }
+
+    /// Scales of keys in the layout of the scores; null if there are none.
+    #[inline(always)]
+    fn spread<S: Simd>(&self, s: S, source: &Source<'_>, group: Group<'_>, keys: KeyBlock, to: usize) -> *const f32 {
+        if source.dtype != Dtype::Int8 {
+            return std::ptr::null();
+        }
+        let to = self.scratch.wrapping_add(to);
+        s.vectorize(Spread { source, first: keys.first, keys: keys.keys, step_keys: group.step_keys, to });
+        to
+    }
+
+    /// Adds the weighted values of some keys of a block to the sums of a group. `careful` keeps values away from rows that do not
+    /// see their key; otherwise they are multiplied by a weight of zero, which is the same unless they are NaN or Inf.
+    #[inline(always)]
+    pub(super) fn value_products<S: Simd>(&self, s: S, group: Group<'_>, part: Part, rescale: bool, careful: bool) {
+        let unit = self.unit;
+        // Values that are passed over again come from the second level then: the next block is asked for in time.
+        let again = T::passes_again(group.rows.len(), unit.d_v);
+        let ahead = match self.ahead(group, &unit.v, unit.d_v) {
+            0 => 0,
+            _ if again => unit.key_block * unit.d_v * size_of::<F::Element>(),
+            ahead => ahead,
+        };
+        let gathered = self.scratch.wrapping_add(self.layout.values);
+        for piece in Pieces::new(&unit.v, part.keys, unit.d_v, ahead, T::LANES, gathered) {
+            let place = part.place + piece.place;
+            T::accumulate::<S, F>(
+                s,
+                group.rows.len(),
+                AccumulateArgs {
+                    weights: group.scores,
+                    first: place,
+                    v: piece.data.cast(),
+                    v_stride: piece.row_bytes / size_of::<F::Element>(),
+                    keys: piece.rows,
+                    d_v: unit.d_v,
+                    block_sums: group.block_sums,
+                    sums: group.sums,
+                    quanta: group.weight_quanta,
+                    alpha: if rescale { group.alpha } else { std::ptr::null() },
+                    ends: [place == 0, place + piece.rows == part.of],
+                    visible: if careful { group.visible } else { std::ptr::null() },
+                    ahead: (piece.ahead as isize / size_of::<F::Element>() as isize) as usize,
+                },
+            );
+        }
+    }
+}
+
+/// The lowest `n < 64` bits.
+fn below(n: usize) -> u64 {
+    (1 << n) - 1
+}
