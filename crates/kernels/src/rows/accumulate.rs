@@ -156,10 +156,8 @@ impl<E: Element, const R: usize, const G: usize, const C: usize, const L: usize>
             }
             for unit in 0..N {
                 let v = v.add(unit * 2 * L);
-                if self.0.ahead != 0 {
-                    for line in 0..(2 * L).div_ceil(E::PER_LINE) {
-                        s.prefetch_far(v.wrapping_add(self.0.ahead + line * E::PER_LINE).cast());
-                    }
+                for line in 0..(2 * L).div_ceil(E::PER_LINE) {
+                    s.prefetch_far(v.wrapping_add(self.0.ahead + line * E::PER_LINE).cast());
                 }
                 let v = load(s, v, len);
                 for r in 0..R {

@@ -1,18 +1,19 @@
 //! One block of keys: scores, weights, values.
 //!
-//! The values of a block are multiplied in turns with the keys of the next one. A single row is done with a key as soon as it has
-//! read it, and the processor's own prefetching keeps up only while it is not made to start anew: both streams are read all
-//! the time, a few keys of each, and neither is asked for. On Zen 4 (16384 keys, 128 columns, GB/s of a sweep that reads 28):
+//! The values of a block are multiplied in turns with the keys of the next one, where that pays: a single row of short elements is
+//! done with a key as soon as it has read it, and the processor's own prefetching keeps up only while it is not made to start
+//! anew. Both streams are read all the time then, a few keys of each, and neither is asked for. On Zen 4 (32 heads, 16384 keys,
+//! 128 columns, share of the bandwidth of a sweep, in alternation):
 //!
 //! | | f32 | f16 | bf16 | int8 |
 //! |---|---|---|---|---|
-//! | block after block, asked for 4 to 8 KiB ahead | 23 | 20 | 20 | 17 |
-//! | in turns of 32 keys, asked for | 23 | 20 | 21 | 20 |
-//! | in turns of 32 keys, not asked for | 25 | 27 | 25 | 23 |
+//! | block after block, asked for 4 to 8 KiB ahead | 0.85-0.95 | 0.67-0.72 | 0.70-0.78 | 0.64-0.68 |
+//! | in turns of 32 keys, not asked for | 0.72-0.83 | 0.79-0.91 | 0.50-0.56 | 0.74-0.85 |
 //!
-//! Turns of 64 keys cost f16 and bf16 a tenth. What is done once for a turn counts (it was a tenth), and so does what nothing is
-//! read beside, which is why weights ask for what comes next. With more rows, which take longer over a key, turns win nothing,
-//! and cost eight of them a tenth; there, memory has to be asked for.
+//! Turns of 64 keys cost f16 a tenth. What is done once for a turn counts (it was a tenth), and so does what nothing is read
+//! beside, which is why weights ask for what comes next. More rows, which take longer over a key, lose by turns (eight of
+//! them a tenth). How much f32 loses depends on where arrays start: 16 bytes past a cache line, so that a load asks for two
+//! lines, turns are the faster way.
 
 use regard_simd::Simd;
 
@@ -44,9 +45,9 @@ const TURN_STEP: usize = 32;
 /// The fewest bytes of a turn: less is over too soon.
 const TURN_BYTES: usize = 4096;
 
-/// Keys after which it is the turn of values.
-fn turn_keys(rows: usize, row_bytes: usize, key_block: usize) -> usize {
-    if rows > 1 { key_block } else { (TURN_BYTES / row_bytes.max(1)).max(1).next_multiple_of(TURN_STEP) }
+/// Keys of a turn.
+fn turn_keys(row_bytes: usize) -> usize {
+    (TURN_BYTES / row_bytes.max(1)).max(1).next_multiple_of(TURN_STEP)
 }
 
 /// A block on its way: scores are computed while the values of the block before it are added, and then become weights.
@@ -118,7 +119,8 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     #[inline(always)]
     pub(super) fn products<S: Simd>(&self, s: S, next: &Turn, last: &Turn) {
         let unit = self.unit;
-        let few = turn_keys(unit.rows.len(), unit.d.max(unit.d_v) * size_of::<F::Element>(), unit.key_block);
+        let few = turn_keys(unit.d.max(unit.d_v) * size_of::<F::Element>());
+        let few = if self.takes_turns() { few } else { unit.key_block };
         for start in (0..next.keys.keys.max(last.keys.keys)).step_by(few) {
             for index in 0..self.groups() {
                 if let Stage::Scores { .. } = next.stages[index] {
@@ -134,21 +136,25 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
         }
     }
 
-    /// Whether the rows of a source lie one after the other.
-    fn solid(source: &Source<'_>, columns: usize) -> bool {
-        source.page_rows().is_none() && source.row_bytes() == columns * size_of::<F::Element>()
+    /// Whether the values of a block wait for the keys of the next one.
+    pub(super) fn takes_turns(&self) -> bool {
+        self.unit.rows.len() == 1 && matches!(self.unit.k.dtype, Dtype::F16 | Dtype::Int8)
+    }
+
+    /// Whether a source need not be asked for: it is read in turns, and its rows lie one after the other.
+    fn keeps_up(&self, source: &Source<'_>, columns: usize) -> bool {
+        self.takes_turns() && source.page_rows().is_none() && source.row_bytes() == columns * size_of::<F::Element>()
     }
 
     /// How far ahead to ask for the rows of a source, in bytes; 0 for not at all.
     fn ahead(&self, group: Group<'_>, source: &Source<'_>, columns: usize) -> usize {
-        let alone = self.unit.rows.len() == 1 && Self::solid(source, columns);
-        if group.index > 0 || alone { 0 } else { ahead_bytes(group.rows.len(), source.dtype) }
+        let none = group.index > 0 || self.keeps_up(source, columns);
+        if none { 0 } else { ahead_bytes(group.rows.len(), source.dtype) }
     }
 
     /// What to ask for while scores become weights: the rows of a source from `first` on.
     fn ask(&self, source: &Source<'_>, first: usize, columns: usize) -> Ask {
-        let alone = self.unit.rows.len() == 1 && Self::solid(source, columns);
-        Ask { at: source.run(first).data, lines: if alone { Ask::LINES } else { 0 } }
+        Ask { at: source.run(first).data, lines: if self.keeps_up(source, columns) { Ask::LINES } else { 0 } }
     }
 
     /// Turns the scores of a block into weights. Gives a bit for each group of which some row does not see some key.

@@ -68,7 +68,7 @@ impl<const R: usize, const G: usize, const L: usize> ScoreDots<R, G, L> {
             let mut q = args.q;
             let mut c = 0;
             while c + COLUMNS <= args.d {
-                if args.ahead != 0 && c.is_multiple_of(LINE) {
+                if c.is_multiple_of(LINE) {
                     for i in 0..N {
                         s.prefetch_far(k[i].wrapping_add(c + args.ahead).cast());
                     }
@@ -219,7 +219,7 @@ impl<P: Pairs, const R: usize, const G: usize, const C: usize, const L: usize> A
                 let weight = self.weights(s, place);
                 for unit in 0..N {
                     let v = v.add(unit * 2 * L);
-                    if ahead != 0 && (unit * 2 * L).is_multiple_of(P::Element::PER_LINE) {
+                    if (unit * 2 * L).is_multiple_of(P::Element::PER_LINE) {
                         s.prefetch_far(v.wrapping_add(ahead).cast());
                         s.prefetch_far(v.wrapping_add(args.v_stride + ahead).cast());
                     }

@@ -124,6 +124,11 @@ impl<F: Form, T: Tiles> Op for Rows<'_, F, T> {
             }
             let Some(keys) = block else { break };
             masked |= self.weigh(s, next);
+            if !self.takes_turns() {
+                self.open(last, None);
+                self.products(s, last, next);
+                self.open(next, None);
+            }
             block = self.block_after(keys, all);
             (last, next) = (next, last);
         }

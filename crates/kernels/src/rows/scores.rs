@@ -104,7 +104,7 @@ impl<P: Product, const R: usize, const G: usize, const K: usize, const L: usize>
             let mut q = self.0.q;
             let width = P::LANE_COLUMNS * L;
             for _ in 0..self.0.d / width {
-                for i in 0..if self.0.ahead == 0 { 0 } else { N } {
+                for i in 0..N {
                     for line in 0..width.div_ceil(P::Element::PER_LINE) {
                         let line = line * P::Element::PER_LINE;
                         s.prefetch_far(k.wrapping_add(i * self.0.k_stride + self.0.ahead + line).cast());
