@@ -23,20 +23,8 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         let lanes = G * S::LANES;
         let Some(segments) = self.scores(s, tile, keys, streams) else { return };
         // SAFETY: the layout has room for the arrays.
-        let (scores, max, alpha, visible) = unsafe { self.block_arrays() };
-        let block = Block {
-            scores,
-            lanes,
-            segments: segments.as_slice(),
-            vectors: Self::vectors::<S>(tile),
-            visible,
-            first_key: keys.first,
-            max,
-            gain: tile.gain,
-            shift: tile.shift,
-            state: tile.state,
-            alpha,
-        };
+        let (scores, _, alpha, visible) = unsafe { self.block_arrays() };
+        let block = self.weighing::<S>(tile, keys, &segments);
         // SAFETY: the functions are of this level (`launch` pairs them), and the block is as its fields say.
         let step = unsafe { (functions.weigh)(head.weighting.data, &block) };
         let whole = segments.whole();
@@ -73,6 +61,26 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
             });
         } else {
             self.accumulate(s, tile, keys, (key, part), alpha, fresh);
+        }
+    }
+
+    /// The scores of a block as weightings take them.
+    #[inline(always)]
+    pub(super) fn weighing<'b, S: Simd>(&self, tile: Subtile, keys: KeyBlock, segments: &'b Segments) -> Block<'b> {
+        // SAFETY: the layout has room for the arrays.
+        let (scores, max, alpha, visible) = unsafe { self.block_arrays() };
+        Block {
+            scores,
+            lanes: G * S::LANES,
+            segments: segments.as_slice(),
+            vectors: Self::vectors::<S>(tile),
+            visible,
+            first_key: keys.first,
+            max,
+            gain: tile.gain,
+            shift: tile.shift,
+            state: tile.state,
+            alpha,
         }
     }
 

@@ -36,6 +36,7 @@ pub(crate) mod scores;
 pub(crate) mod scratch;
 mod segments;
 mod select;
+mod select_first;
 pub(crate) mod streams;
 #[cfg(test)]
 mod tests;
@@ -44,11 +45,12 @@ use regard_simd::{Element, Op, Simd, bf16, f16};
 
 use self::args::Head;
 use self::load::Place;
-use self::pack::Pack;
+use self::pack::{Pack, Places};
 use self::pairs::PackPairs;
 use self::scratch::Layout;
 use self::segments::Rows;
 pub use self::segments::Segment;
+use self::select_first::BestFirst;
 use crate::tensor::Dtype;
 
 /// One call: `G` vectors of lanes in a sub-tile, `R` keys or columns in a register tile; `R1` where a single vector is
@@ -78,6 +80,8 @@ struct Subtile {
     out_factor: *mut f32,
     /// `[block of the index]`: the lanes that want it.
     wanted: *mut u64,
+    /// The same, without blocks that were looked at.
+    left: *mut u64,
     /// What has happened to the outputs: [`WRITTEN`], [`MASKED`].
     touched: *mut u64,
 }
@@ -93,6 +97,9 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Op for 
         if let Some(prune) = &self.head.prune {
             if let Some(survey) = prune.survey {
                 return self.survey(s, survey);
+            }
+            if self.looks_at_best_first() {
+                return s.vectorize(BestFirst(&self));
             }
             for t in 0..subtiles {
                 self.begin(s, self.subtile::<S>(t));
@@ -149,13 +156,20 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
 
     #[inline(always)]
     fn subtile<S: Simd>(&self, t: usize) -> Subtile {
+        let lanes = G * S::LANES;
+        self.subtile_of::<S>(t, (self.head.rows - t * lanes).min(lanes))
+    }
+
+    /// The arrays of sub-tile `t`, of so many rows.
+    #[inline(always)]
+    fn subtile_of<S: Simd>(&self, t: usize, rows: usize) -> Subtile {
         let (head, layout) = (self.head, &self.layout);
         let lanes = G * S::LANES;
         let first = t * lanes;
         // SAFETY: the layout has room for every sub-tile.
         unsafe {
             Subtile {
-                rows: Rows { first: head.first_row + first, rows: (head.rows - first).min(lanes) },
+                rows: Rows { first: head.first_row + first, rows },
                 queries: self.scratch.add(layout.queries + first * self.words()),
                 outputs: self.scratch.add(layout.outputs + first * head.d_v),
                 state: self.scratch.add(layout.state + first * head.weighting.functions.state),
@@ -163,6 +177,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
                 shift: self.scratch.add(layout.shift + first),
                 out_factor: self.scratch.add(layout.out_factor + first),
                 wanted: self.scratch.add(layout.wanted + 2 * t * layout.index_blocks).cast(),
+                left: self.scratch.add(layout.left + 2 * t * layout.index_blocks).cast(),
                 touched: self.scratch.add(layout.touched + 2 * t).cast(),
             }
         }
@@ -180,13 +195,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         let head = self.head;
         let functions = head.weighting.functions;
         let lanes = G * S::LANES;
-        match head.q_dtype {
-            _ if PAIRS => self.pack_pairs(s, tile),
-            Dtype::F32 => self.pack::<S, f32>(s, tile),
-            Dtype::F16 => self.pack::<S, f16>(s, tile),
-            Dtype::Bf16 => self.pack::<S, bf16>(s, tile),
-            Dtype::Int8 => unreachable!("no queries are quantised"),
-        }
+        self.pack(s, tile, head.places(tile));
         // SAFETY: the rows exist, and the arrays have room for a sub-tile.
         unsafe {
             *tile.touched = 0;
@@ -214,14 +223,25 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         head.weighting.functions.ordered && head.scale < 0.0 && !head.has_terms()
     }
 
-    /// Packs the queries of a sub-tile.
+    /// Packs the queries of a sub-tile, which lie at these places.
     #[inline(always)]
-    fn pack<S: Simd, E: Element>(&self, s: S, tile: Subtile) {
+    fn pack<S: Simd>(&self, s: S, tile: Subtile, places: Places<'_>) {
+        match self.head.q_dtype {
+            _ if PAIRS => self.pack_pairs(s, tile),
+            Dtype::F32 => self.pack_from::<S, f32>(s, tile, places),
+            Dtype::F16 => self.pack_from::<S, f16>(s, tile, places),
+            Dtype::Bf16 => self.pack_from::<S, bf16>(s, tile, places),
+            Dtype::Int8 => unreachable!("no queries are quantised"),
+        }
+    }
+
+    #[inline(always)]
+    fn pack_from<S: Simd, E: Element>(&self, s: S, tile: Subtile, places: Places<'_>) {
         let head = self.head;
         s.vectorize(Pack::<E> {
             q: head.q.cast::<E>(),
             q_stride: head.q_stride,
-            places: head.places(tile),
+            places,
             rows: tile.rows.rows,
             d: head.d,
             packed: tile.queries,

@@ -84,6 +84,10 @@ impl<E: Element> Op for Pack<'_, E> {
                         };
                         s.store(square.0.as_mut_ptr().add(row * S::LANES), line);
                     }
+                    if columns == S::LANES {
+                        s.transpose(square.0.as_ptr(), S::LANES, packed, self.lanes);
+                        continue;
+                    }
                     s.transpose(square.0.as_ptr(), S::LANES, turned.0.as_mut_ptr(), S::LANES);
                     for column in 0..columns {
                         let line = s.load(turned.0.as_ptr().add(column * S::LANES));

@@ -1,8 +1,8 @@
 //! Which key blocks a sub-tile can do without: those whose scores a bound keeps out of the result of every row.
 //!
 //! Each row decides by itself, from its query and the keys that it sees. Selections skip a block that no lane wants, as
-//! what a lane does not want cannot be selected; sums of weights hide it from the lanes that do not want it too, so that
-//! a row's bits do not depend on the other rows of its sub-tile.
+//! what a lane does not want cannot be selected (`select_first` says in which order they look); sums of weights hide it
+//! from the lanes that do not want it too, so that a row's bits do not depend on the other rows of its sub-tile.
 
 use regard_simd::{Op, Simd};
 
@@ -44,20 +44,14 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
             // SAFETY: `Best` has the rows of the call, and `Wanted` is there.
             unsafe {
                 match survey {
-                    Survey::Wanted(wanted) => {
-                        self.bound(s, tile);
-                        for block in 0..self.index_blocks() {
-                            *wanted += (*tile.wanted.add(block)).count_ones();
-                        }
-                    }
+                    Survey::Wanted(wanted) => *wanted += self.sample(s, tile),
                     Survey::Best(best) => {
                         let mut largest = Largest::NONE;
                         self.centres(s, tile);
                         self.compare(s, tile, &mut largest, Compare::Lower);
                         for lane in 0..tile.rows.rows {
-                            let block = largest.blocks[lane].to_bits();
-                            let block = if block == Largest::NO_BLOCK { 0 } else { block };
-                            *best.add(tile.rows.first - self.head.first_row + lane) = block;
+                            let block = largest.block(lane).unwrap_or(0);
+                            *best.add(tile.rows.first - self.head.first_row + lane) = block as u32;
                         }
                     }
                 }
@@ -65,7 +59,32 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         }
     }
 
-    fn index_blocks(&self) -> usize {
+    /// How many pairs of row and block a sub-tile would want.
+    #[inline(always)]
+    fn sample<S: Simd>(&self, s: S, tile: Subtile) -> u32 {
+        let (rows, blocks) = (tile.rows.rows, self.index_blocks());
+        let mut largest = Largest::NONE;
+        self.centres(s, tile);
+        self.compare(s, tile, &mut largest, Compare::Both);
+        let count = |lanes: u64| -> u32 {
+            // SAFETY: there is a word for each block.
+            (0..blocks).map(|block| unsafe { (*tile.wanted.add(block) & lanes).count_ones() }).sum()
+        };
+        let wanted = count(u64::MAX);
+        let pairs = rows as f64 * blocks as f64;
+        let undecided = f64::from(wanted) > SURE * pairs && f64::from(wanted) < HOPELESS * pairs;
+        if self.head.weighting.functions.kind == Kind::Weighted || !undecided {
+            return wanted;
+        }
+        // Selections will know the scores of each row's best block. Of a few rows it is cheap to know now.
+        let lanes = [0, rows / 2];
+        let lanes = lanes.iter().fold(0_u64, |lanes, lane| lanes | 1 << lane);
+        self.sharpen(s, tile, &mut largest, lanes);
+        self.compare(s, tile, &mut largest, Compare::Upper);
+        (f64::from(count(lanes)) / f64::from(lanes.count_ones()) * rows as f64) as u32
+    }
+
+    pub(super) fn index_blocks(&self) -> usize {
         self.head.prune.map_or(0, |prune| prune.index.upper.len())
     }
 
@@ -78,17 +97,23 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         let mut largest = Largest::NONE;
         self.centres(s, tile);
         self.compare(s, tile, &mut largest, Compare::Both);
-        let blocks = self.index_blocks();
-        // SAFETY: `wanted` has a word for each block.
-        let wanted = (0..blocks).filter(|block| unsafe { *tile.wanted.add(*block) } != 0).count();
-        if wanted >= REFINE_FROM && (wanted as f64) < REFINE_BELOW * blocks as f64 {
-            self.refine(s, tile, &mut largest);
+        // Rows that are not sorted have each a best block of its own: too many to look at. Of sorted ones each decides by
+        // itself, whatever the others of its sub-tile do.
+        if self.head.order.is_none() {
+            return;
+        }
+        let few = REFINE_BELOW * self.index_blocks() as f32;
+        let lanes = (0..tile.rows.rows).filter(|lane| (REFINE_FROM..few).contains(&largest.wanted[*lane]));
+        let lanes = lanes.fold(0, |lanes, lane| lanes | 1 << lane);
+        if lanes != 0 {
+            self.sharpen(s, tile, &mut largest, lanes);
+            self.compare(s, tile, &mut largest, Compare::Upper);
         }
     }
 
     /// The scores of the centres of all blocks.
     #[inline(always)]
-    fn centres<S: Simd>(&self, s: S, tile: Subtile) {
+    pub(super) fn centres<S: Simd>(&self, s: S, tile: Subtile) {
         let head = self.head;
         let Some(prune) = &head.prune else { return };
         let index = prune.index;
@@ -117,7 +142,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
 
     /// Bounds from the scores of the centres.
     #[inline(always)]
-    fn compare<S: Simd>(&self, s: S, tile: Subtile, largest: &mut Largest, compare: Compare) {
+    pub(super) fn compare<S: Simd>(&self, s: S, tile: Subtile, largest: &mut Largest, compare: Compare) {
         let head = self.head;
         let Some(prune) = &head.prune else { return };
         s.vectorize(Bound {
@@ -137,31 +162,36 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         });
     }
 
-    /// Bounds with real scores in place of the centre's: those of the block that is best for most lanes.
+    /// Real scores in place of those of centres for some lanes: each takes the largest of the block whose centre is best.
     #[inline(always)]
-    fn refine<S: Simd>(&self, s: S, tile: Subtile, largest: &mut Largest) {
+    fn sharpen<S: Simd>(&self, s: S, tile: Subtile, largest: &mut Largest, lanes: u64) {
         let head = self.head;
         let Some(prune) = &head.prune else { return };
-        let Some(block) = largest.favourite(tile.rows.rows) else { return };
-        let first = block * INDEX_BLOCK;
-        let len = INDEX_BLOCK.min(prune.index.keys - first).min(head.key_block);
-        let keys = self.load_keys(s, Place { first, len });
-        // SAFETY: the layout has room for the arrays.
-        let (_, max, _, _) = unsafe { self.block_arrays() };
-        for g in 0..G {
-            // SAFETY: `max` has `lanes` elements.
-            unsafe { s.store(max.add(g * S::LANES), s.splat(f32::NEG_INFINITY)) };
-        }
-        self.score_product(s, tile, keys, Segment { key: 0, keys: len, masked: false }, true, Streams::NONE);
-        let seen = lanes_of(head.band, first, tile.rows) & lanes_of(head.band, first + len - 1, tile.rows);
-        for lane in (0..tile.rows.rows).filter(|lane| seen >> lane & 1 == 1) {
-            // SAFETY: as above.
-            let score = unsafe { *max.add(lane) };
-            if score > largest.scores[lane] {
-                largest.scores[lane] = score;
+        let mut left = lanes;
+        while left != 0 {
+            let block = largest.block(left.trailing_zeros() as usize);
+            let same = (0..tile.rows.rows).filter(|lane| left >> lane & 1 == 1 && largest.block(*lane) == block);
+            let same = same.fold(0_u64, |same, lane| same | 1 << lane);
+            left &= !same;
+            let Some(block) = block else { continue };
+            let first = block * INDEX_BLOCK;
+            let len = INDEX_BLOCK.min(prune.index.keys - first).min(head.key_block);
+            let keys = self.load_keys(s, Place { first, len });
+            // SAFETY: the layout has room for the arrays.
+            let (_, max, _, _) = unsafe { self.block_arrays() };
+            for g in 0..G {
+                // SAFETY: `max` has `lanes` elements.
+                unsafe { s.store(max.add(g * S::LANES), s.splat(f32::NEG_INFINITY)) };
+            }
+            self.score_product(s, tile, keys, Segment { key: 0, keys: len, masked: false }, true, Streams::NONE);
+            for lane in (0..tile.rows.rows).filter(|lane| same >> lane & 1 == 1) {
+                // SAFETY: as above. A lane sees all keys of its best block.
+                let score = unsafe { *max.add(lane) };
+                if score > largest.scores[lane] {
+                    largest.scores[lane] = score;
+                }
             }
         }
-        self.compare(s, tile, largest, Compare::Upper);
     }
 
     /// The keys of a block from the first that a lane of the sub-tile wants to the last; none if there are none.
@@ -214,36 +244,47 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
     }
 }
 
-/// Blocks that a sub-tile wants from which on better bounds are worth the scores of a block, and the part of all blocks below which
+/// Blocks that a row wants from which on better bounds are worth the scores of a block, and the part of all blocks below which
 /// they are: beyond it they would not help.
-const REFINE_FROM: usize = 4;
-const REFINE_BELOW: f64 = 0.75;
+const REFINE_FROM: f32 = 2.0;
+const REFINE_BELOW: f32 = 0.75;
 
-/// For each lane, a score that its largest one does not fall below, and the block whose centre says so.
-struct Largest {
-    scores: [f32; 64],
-    /// As the bits of a `u32`; [`Largest::NO_BLOCK`] for none.
+/// Where the part of all pairs that is wanted lies in between, a sample is looked at again with real scores.
+const SURE: f64 = 0.25;
+const HOPELESS: f64 = 0.98;
+
+/// What is known of the largest score of each lane.
+pub(super) struct Largest {
+    /// It does not fall below this.
+    pub(super) scores: [f32; 64],
+    /// The block whose centre says so, all of which the lane sees: the bits of a `u32`, [`Largest::NO_BLOCK`] for none.
     blocks: [f32; 64],
+    /// An upper bound of the norm of the query; infinite if there are no bounds for it.
+    pub(super) norms: [f32; 64],
+    /// How many blocks the lane wants.
+    wanted: [f32; 64],
 }
 
 impl Largest {
     const NO_BLOCK: u32 = u32::MAX;
 
-    const NONE: Self = Self { scores: [f32::NEG_INFINITY; 64], blocks: [f32::from_bits(Self::NO_BLOCK); 64] };
+    pub(super) const NONE: Self = Self {
+        scores: [f32::NEG_INFINITY; 64],
+        blocks: [f32::from_bits(Self::NO_BLOCK); 64],
+        norms: [f32::INFINITY; 64],
+        wanted: [0.0; 64],
+    };
 
-    /// The block that most of the first `rows` lanes have.
-    fn favourite(&self, rows: usize) -> Option<usize> {
-        let blocks = self.blocks.map(f32::to_bits);
-        let votes = |block: u32| blocks[..rows].iter().filter(|other| **other == block).count();
-        let block =
-            blocks[..rows].iter().copied().filter(|block| *block != Self::NO_BLOCK).max_by_key(|block| votes(*block));
-        block.map(|block| block as usize)
+    /// The block that promises most to a lane.
+    pub(super) fn block(&self, lane: usize) -> Option<usize> {
+        let block = self.blocks[lane].to_bits();
+        (block != Self::NO_BLOCK).then_some(block as usize)
     }
 }
 
 /// Which bounds to make.
 #[derive(Clone, Copy, PartialEq)]
-enum Compare {
+pub(super) enum Compare {
     /// Lower ones, of the largest score.
     Lower,
     /// Upper ones, and what they say where lower ones are known.
@@ -283,20 +324,22 @@ impl Op for Bound<'_> {
         // SAFETY: `wanted` has a word for each block.
         unsafe { self.wanted.write_bytes(0, blocks) };
         for vector in 0..self.vectors {
-            let norms = self.norms(s, vector);
             let at = vector * S::LANES;
-            if self.compare != Compare::Upper {
-                let (scores, blocks) = self.largest(s, vector, norms);
-                // SAFETY: all lanes of a sub-tile are at most 64.
-                unsafe {
+            // SAFETY: all lanes of a sub-tile are at most 64.
+            unsafe {
+                if self.compare != Compare::Upper {
+                    let norms = self.norms(s, vector);
+                    s.store(self.largest.norms.as_mut_ptr().add(at), norms);
+                    let (scores, blocks) = self.largest(s, vector, norms);
                     s.store(self.largest.scores.as_mut_ptr().add(at), scores);
                     s.store(self.largest.blocks.as_mut_ptr().add(at), blocks);
                 }
-            }
-            if self.compare != Compare::Lower {
-                // SAFETY: as above.
-                let largest = unsafe { s.load(self.largest.scores.as_ptr().add(at)) };
-                self.wanted(s, vector, norms, largest);
+                if self.compare != Compare::Lower {
+                    let norms = s.load(self.largest.norms.as_ptr().add(at));
+                    let largest = s.load(self.largest.scores.as_ptr().add(at));
+                    let wanted = self.wanted(s, vector, norms, largest);
+                    s.store(self.largest.wanted.as_mut_ptr().add(at), wanted);
+                }
             }
         }
     }
@@ -307,15 +350,25 @@ impl Bound<'_> {
     #[inline(always)]
     fn norms<S: Simd>(&self, s: S, vector: usize) -> S::F32 {
         let mut norms = [0.0; 16];
-        let mut sum = s.zero();
+        // Several chains: one would wait for each of its links.
+        let mut sums = [s.zero(); 4];
         // SAFETY: there are `d` rows of `lanes`, and a vector has at most 16 lanes.
         unsafe {
-            for c in 0..self.d {
-                let q = s.load(self.queries.add(c * self.lanes + vector * S::LANES));
-                sum = s.mul_add(q, q, sum);
+            let queries = self.queries.add(vector * S::LANES);
+            let whole = self.d / 4 * 4;
+            for c in (0..whole).step_by(4) {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let q = s.load(queries.add((c + i) * self.lanes));
+                    *sum = s.mul_add(q, q, *sum);
+                }
             }
+            for c in whole..self.d {
+                let q = s.load(queries.add(c * self.lanes));
+                sums[0] = s.mul_add(q, q, sums[0]);
+            }
+            let sum = s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]));
             s.store(norms.as_mut_ptr(), sum);
-            for norm in &mut norms {
+            for norm in &mut norms[..S::LANES] {
                 *norm = query_norm(*norm, self.d, self.prune.index.largest);
             }
             s.load(norms.as_ptr())
@@ -351,9 +404,10 @@ impl Bound<'_> {
         (s.sub(largest, s.splat(f32::MIN_POSITIVE)), blocks)
     }
 
-    /// Compares the upper bound of each block with the largest scores. Where there is NaN, the block is wanted.
+    /// Compares the upper bound of each block with the largest scores, and counts what each lane wants. Where there is NaN, the
+    /// block is wanted.
     #[inline(always)]
-    fn wanted<S: Simd>(&self, s: S, vector: usize, norms: S::F32, largest: S::F32) {
+    fn wanted<S: Simd>(&self, s: S, vector: usize, norms: S::F32, largest: S::F32) -> S::F32 {
         let index = &self.prune.index;
         let margin = s.splat(self.prune.margin);
         // SAFETY: the gain has a vector for each of the tile's.
@@ -361,6 +415,7 @@ impl Bound<'_> {
         let rows = Rows { first: 0, ..self.rows };
         let valid = lanes_of(Band::FULL, 0, rows) >> (vector * S::LANES);
         let weighs = self.prune.margin > 0.0;
+        let mut count = s.zero();
         for block in 0..index.upper.len() {
             // SAFETY: there is a vector and a word for each block.
             unsafe {
@@ -368,10 +423,12 @@ impl Bound<'_> {
                 let high = s.mul_add(norms, s.splat(index.upper[block]), score);
                 let below = s.sub(largest, s.add(high, s.splat(f32::MIN_POSITIVE)));
                 let below = if weighs { s.mul(below, gain) } else { below };
-                let wanted = !s.mask_to_bits(s.gt(below, margin)) & valid;
-                let lanes = wanted & s.mask_to_bits(s.mask_from_bits(u64::MAX));
+                let out = s.gt(below, margin);
+                count = s.add(count, s.select(out, s.zero(), s.splat(1.0)));
+                let lanes = !s.mask_to_bits(out) & valid & s.mask_to_bits(s.mask_from_bits(u64::MAX));
                 *self.wanted.add(block) |= lanes << (vector * S::LANES);
             }
         }
+        count
     }
 }

@@ -50,8 +50,9 @@ pub(crate) struct Layout {
     pub(crate) finite: usize,
     /// `[index_blocks][lanes]`
     pub(crate) bounds: usize,
-    /// `[subtile][index_blocks]` u64
+    /// `[subtile][index_blocks]` u64 each
     pub(crate) wanted: usize,
+    pub(crate) left: usize,
     pub(crate) index_blocks: usize,
     /// The end, in f32; `usize::MAX` if it is more than can be counted, which no workspace has room for.
     pub(crate) len: usize,
@@ -68,6 +69,8 @@ impl Layout {
             start
         };
         let copied = if copy { key_block } else { 0 };
+        // One more for rows that are gathered from all others.
+        let subtiles = subtiles.saturating_add(usize::from(index_blocks > 0));
         Self {
             queries: take([subtiles, d, lanes]),
             outputs: take([subtiles, d_v, lanes]),
@@ -85,6 +88,7 @@ impl Layout {
             finite: take([1, 1, 2]),
             bounds: take([1, index_blocks, lanes]),
             wanted: take([subtiles, index_blocks, 2]),
+            left: take([subtiles, index_blocks, 2]),
             index_blocks,
             len: end,
         }

@@ -10,109 +10,9 @@ use regard::{
 use regard_kernels::table::kernels;
 use regard_tests::{Random, SLOW, levels, same, setup_for, setup_of};
 
-const D: usize = 16;
-const D_V: usize = 7;
+mod data;
 
-/// Queries and keys of some heads.
-struct Data {
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    /// Query heads and KV heads.
-    heads: [usize; 2],
-    queries: usize,
-    keys: usize,
-}
-
-impl Data {
-    /// Keys in clusters of 64 neighbours, queries in turn from each.
-    fn clustered(heads: [usize; 2], [queries, keys]: [usize; 2], sigma: f32) -> Self {
-        let random = &mut Random::new((queries * 31 + keys) as u64);
-        let clusters = keys.div_ceil(64).max(1);
-        let centres = random.normals(heads[1] * clusters * D);
-        let group = heads[0] / heads[1].max(1);
-        let mut rows = |heads: usize, rows: usize, group: usize, cluster: &dyn Fn(usize) -> usize| -> Vec<f32> {
-            let mut all = Vec::new();
-            for head in 0..heads {
-                for row in 0..rows {
-                    let centre = &centres[(head / group * clusters + cluster(row)) * D..][..D];
-                    all.extend(centre.iter().map(|c| c + sigma * random.normal()));
-                }
-            }
-            all
-        };
-        let k = rows(heads[1], keys, 1, &|row| row / 64);
-        let q = rows(heads[0], queries, group, &|row| row * 7 % clusters);
-        Self { q, k, v: random.normals(heads[1] * keys * D_V), heads, queries, keys }
-    }
-
-    /// Whole numbers, few of them different: ties everywhere.
-    fn tied([queries, keys]: [usize; 2], most: usize) -> Self {
-        let random = &mut Random::new((queries + keys + most) as u64);
-        let mut numbers = |rows: usize| -> Vec<f32> { (0..rows * D).map(|_| random.integer(most)).collect() };
-        let (q, k) = (numbers(2 * queries), numbers(2 * keys));
-        Self { q, k, v: random.normals(2 * keys * D_V), heads: [2, 2], queries, keys }
-    }
-
-    fn q(&self) -> View<'_, f32> {
-        View::bhsd(&self.q, [1, self.heads[0], self.queries, D]).unwrap()
-    }
-
-    fn k(&self) -> View<'_, f32> {
-        View::bhsd(&self.k, [1, self.heads[1], self.keys, D]).unwrap()
-    }
-
-    fn v(&self) -> View<'_, f32> {
-        View::bhsd(&self.v, [1, self.heads[1], self.keys, D_V]).unwrap()
-    }
-
-    fn problem<'a>(&'a self, options: &Attention<'a>) -> Problem<'a> {
-        Problem::new(options, self.q(), self.k(), self.v()).unwrap()
-    }
-
-    fn index(&self) -> KeyIndex {
-        KeyIndex::with_values(self.k(), self.v()).unwrap()
-    }
-}
-
-fn run_with(problem: &Problem<'_>, setup: &Setup, execution: Execution<'_>) -> Vec<f32> {
-    let shape = problem.shape().out();
-    let mut out = vec![f32::NAN; shape.iter().product()];
-    let plan = Plan::new(problem, setup);
-    let mut workspace = vec![f32::NAN; plan.workspace_len(execution.threads())];
-    plan.run(problem, ViewMut::bhsd(&mut out, shape).unwrap(), None, &mut workspace, execution).unwrap();
-    out
-}
-
-/// With an index and without: the same bits.
-fn check(data: &Data, options: &Attention<'_>, setup: &Setup, what: &str) {
-    let problem = data.problem(options);
-    let index = data.index();
-    let indexed = problem.clone().with_index(&index).unwrap();
-    let expected = run_with(&problem, setup, Execution::Serial);
-    let found = run_with(&indexed, setup, Execution::Serial);
-    same(&found, &expected, &format!("{what} {options:?} {:?}", setup.level));
-}
-
-const SELECTIONS: [Weighting; 3] = [Weighting::HardLeft, Weighting::HardRight, Weighting::AverageHard];
-
-/// Every kernel, small blocks of keys and of queries, so that blocks of the index and of the kernel lie across each other.
-fn setups() -> Vec<Setup> {
-    let mut all = Vec::new();
-    for level in levels() {
-        all.push(setup_of(*level));
-        for kernel in kernels(*level) {
-            for (key_block, query_block) in if SLOW { vec![(48, 64)] } else { vec![(16, 40), (48, 64), (160, 512)] } {
-                all.push(setup_for(kernel, key_block, query_block));
-            }
-        }
-    }
-    all
-}
-
-fn at<'a>(setup: &Setup, weighting: &Weighting) -> Attention<'a> {
-    Attention::new(weighting.clone()).isa(setup.level.isa()).split(Split::Never)
-}
+use data::{D, D_V, Data, SELECTIONS, at, check, run_with, setups};
 
 #[test]
 fn selections_of_clustered_keys_are_the_same() {
@@ -154,6 +54,34 @@ fn selections_of_other_keys_are_the_same() {
             check(&data, &at(&setup, weighting), &setup, "queries of zero");
             check(&data, &at(&setup, weighting).scale(-2.0), &setup, "a negative scale");
             check(&data, &at(&setup, weighting).scale(0.0), &setup, "a scale of zero");
+        }
+    }
+}
+
+/// Blocks are not looked at in the order of keys, and rows that want one by chance are gathered: of equal scores the key decides
+/// all the same.
+#[test]
+fn ties_between_blocks_are_the_same() {
+    for setup in setups() {
+        for weighting in &SELECTIONS {
+            for sigma in [0.1, 0.5, 0.8] {
+                let mut data = Data::clustered([1, 1], if SLOW { [100, 500] } else { [200, 1100] }, sigma);
+                let blocks = data.keys / 64;
+                // Keys of one cluster also lie in others, before and after it, and queries are keys.
+                for block in 0..blocks {
+                    let key = block * 64 + block * 11 % 64;
+                    for other in [(block * 5 + 1) % blocks, (block * 7 + 3) % blocks] {
+                        data.k.copy_within(key * D..(key + 1) * D, (other * 64 + block * 13 % 64) * D);
+                    }
+                }
+                for (row, q) in data.q.chunks_exact_mut(D).enumerate() {
+                    let block = row % blocks;
+                    q.copy_from_slice(&data.k[(block * 64 + block * 11 % 64) * D..][..D]);
+                    q.iter_mut().for_each(|x| *x *= 2.0);
+                }
+                check(&data, &at(&setup, weighting), &setup, "keys in several blocks");
+                check(&data, &at(&setup, weighting).causal(Align::BottomRight), &setup, "the same, causal");
+            }
         }
     }
 }
