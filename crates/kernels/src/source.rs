@@ -273,6 +273,9 @@ pub(crate) struct PartialRows {
 }
 
 impl PartialRows {
+    /// No rows.
+    pub(crate) const NONE: Self = Self { states: std::ptr::null_mut(), sums: std::ptr::null_mut(), d_v: 0 };
+
     /// Row `row` on.
     pub(crate) fn row(self, row: usize) -> Self {
         Self { states: self.states.wrapping_add(row), sums: self.sums.wrapping_add(row * self.d_v), ..self }

@@ -14,12 +14,12 @@ use crate::Error;
 /// - **Softmax**: left out are keys whose weights sum to less than `2^-26` of their row, which moves the exact result by less
 ///   than `2^-25 max |v|`; what is computed is rounded as ever. That takes scores far apart: a low temperature. The index must
 ///   know the values ([`KeyIndex::with_values`]).
-/// - Other weightings, scores with soft-cap, ALiBi or bias, mask tensors, products of bf16, and sequences of so few queries that
-///   a rows kernel computes them make no use of it. [`Plan::explain`](crate::Plan::explain) tells. Causal masks, windows and
-///   lengths are fine.
+/// - Other weightings, scores with soft-cap, ALiBi or bias, mask tensors, and products of bf16 or of integers make no use of it.
+///   [`Plan::explain`](crate::Plan::explain) tells. Causal masks, windows and lengths are fine.
 ///
 /// It pays where keys come in clusters and those of a cluster follow each other: 64 of them or more. Queries may come in any
-/// order. Where a sample of the queries finds nothing to leave out, the index is not used.
+/// order, and there may be any number: with a few, less of K and V is read. Where a sample of the queries finds nothing to leave
+/// out, the index is not used.
 ///
 /// An index describes the keys (and values) that it was made of. **Once they change it must be made again**: results would be
 /// those of some of the keys.

@@ -11,6 +11,7 @@ use regard_kernels::table::kernels;
 use regard_tests::{Random, SLOW, levels, same, setup_for, setup_of};
 
 mod data;
+mod few;
 
 use data::{D, D_V, Data, SELECTIONS, at, check, run_with, setups};
 

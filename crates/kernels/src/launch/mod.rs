@@ -122,7 +122,8 @@ impl Memory {
             paged: call.pages.is_some(),
         });
         let lanes_len = if lanes_queries > 0 { lanes.len } else { 0 };
-        let rows_len = if rows > 0 { rows_layout.len } else { 0 };
+        let survey = if index_blocks > 0 { rows::prune::survey_len(rows, d, index_blocks) } else { 0 };
+        let rows_len = if rows > 0 { rows_layout.len.max(survey) } else { 0 };
         let scratch = lanes_len.max(rows_len);
         let partial_rows = partial_rows.max(rows);
         let part = partial_len(partial_rows, d_v);

@@ -2,15 +2,17 @@
 //!
 //! A sub-tile leaves out a block that none of its rows wants, so rows that want the same blocks belong together. Where all
 //! rows see the same keys, they are sorted by the block whose centre scores best with them. The order has no influence on
-//! any bit of a result.
+//! any bit of a result. What few rows want is found out before their keys are split into spans.
 
 use super::Launch;
 use super::call::{Call, Choice};
 use super::task::Destination;
-use super::units::takes_rows;
+use super::units::{Unit, UnitRows, group, rows_part, rows_unit, takes_rows};
 use crate::index::{HeadIndex, KeyIndex};
 use crate::lanes::prune::{Prune, Survey};
 use crate::mask::Band;
+use crate::rows;
+use crate::rows::args::{MOST_ROWS, QueryRow};
 use crate::tensor::Dtype;
 use crate::weighting::Kind;
 
@@ -40,13 +42,15 @@ pub fn ignores_index(call: &Call<'_>, choice: &Choice) -> Option<&'static str> {
     if call.keep.is_some() {
         return Some("a mask tensor may hide any key");
     }
-    if choice.kernel.dtype != Dtype::F32 && weighting.kind() == Kind::Weighted {
-        return Some("products of bf16 have other bounds");
-    }
-    if call.sequences.iter().all(|sequence| takes_rows(choice, sequence.queries)) {
-        return Some("the rows kernel, which computes few queries, has none");
+    if !call.sequences.iter().any(|sequence| has_bounds(choice, sequence.queries)) {
+        return Some("products of bf16 and of integers have other bounds");
     }
     None
+}
+
+/// Whether the kernel that takes so many queries multiplies in f32, of which the bounds are.
+fn has_bounds(choice: &Choice, queries: usize) -> bool {
+    if takes_rows(choice, queries) { choice.rows.extension.is_none() } else { choice.kernel.dtype == Dtype::F32 }
 }
 
 /// The index, if it is of use.
@@ -66,16 +70,22 @@ pub(super) fn fits(index: &KeyIndex, call: &Call<'_>) -> bool {
 /// f32 that say how the rows of each head are taken.
 pub(super) fn len(call: &Call<'_>, choice: &Choice) -> usize {
     let Some(index) = index(call, choice) else { return 0 };
-    heads(call).saturating_mul(head_len(call, index))
+    heads(call).saturating_mul(head_len(call, index)).saturating_add(WORD)
 }
 
 fn heads(call: &Call<'_>) -> usize {
     call.sequences.len().saturating_mul(call.q.shape()[1])
 }
 
-/// A mode, the best block of each row, the order, and how many rows go to each block.
+/// f32 of a u64.
+const WORD: usize = 2;
+
+/// A mode, the best block of each row, the order, and how many rows go to each block; or a mode, and which rows of a part want
+/// each block. Whole u64.
 fn head_len(call: &Call<'_>, index: &KeyIndex) -> usize {
-    call.q.shape()[2].saturating_mul(2).saturating_add(index.blocks()).saturating_add(2)
+    let sorted = call.q.shape()[2].saturating_mul(2).saturating_add(index.blocks()).saturating_add(2);
+    let few = index.blocks().saturating_add(1).saturating_mul(WORD);
+    sorted.max(few).checked_next_multiple_of(WORD).unwrap_or(usize::MAX)
 }
 
 /// An index at work.
@@ -108,13 +118,23 @@ struct HeadMemory {
     counts: *mut u32,
 }
 
+impl HeadMemory {
+    /// Where it is said which rows of a part want each block.
+    fn wanted(self) -> *mut u64 {
+        // The memory of a head is aligned as a u64 is.
+        self.mode.wrapping_add(WORD).cast()
+    }
+}
+
 impl<'a> Pruning<'a> {
     /// `memory` has [`len`] f32.
     pub(super) fn new(call: &Call<'a>, choice: &Choice, memory: &mut [f32]) -> Option<Self> {
         let index = index(call, choice)?;
         let (heads, head_len) = (heads(call), head_len(call, index));
-        assert!(memory.len() >= heads * head_len, "memory of an index");
-        Some(Self { index, memory: memory.as_mut_ptr().cast(), head_len, heads })
+        assert!(memory.len() >= heads * head_len + WORD, "memory of an index");
+        let start = memory.as_mut_ptr();
+        let memory = start.wrapping_add(start.align_offset(align_of::<u64>())).cast();
+        Some(Self { index, memory, head_len, heads })
     }
 
     /// The number of surveys to make.
@@ -172,7 +192,7 @@ impl<'a> Launch<'a> {
             Kind::Weighted => MARGIN + (numbers.keys.max(1) as f32).log2(),
             Kind::OneRow | Kind::TiedRows => 0.0,
         };
-        Prune { index: pruning.index_of(numbers.batch, head / super::group(call)), margin, survey }
+        Prune { index: pruning.index_of(numbers.batch, head / group(call)), margin, survey }
     }
 
     /// Finds out what the rows of a head want.
@@ -192,8 +212,11 @@ impl<'a> Launch<'a> {
         // SAFETY: the memory is that of the head, and the caller's contract.
         unsafe {
             *memory.mode = Mode::All as u32;
-            if queries == 0 || numbers.keys == 0 || takes_rows(choice, queries) {
+            if queries == 0 || numbers.keys == 0 || !has_bounds(choice, queries) {
                 return;
+            }
+            if takes_rows(choice, queries) {
+                return self.survey_few(job, scratch);
             }
             let sample = SAMPLE.min(most);
             let free = numbers.band == Band::FULL;
@@ -228,6 +251,53 @@ impl<'a> Launch<'a> {
             }
             sort(memory, queries, pruning.index.blocks());
             *memory.mode = Mode::Sorted as u32;
+        }
+    }
+}
+
+impl Launch<'_> {
+    /// Finds out what few rows want. The parts of the rows that share a KV head have the memory of its query heads.
+    ///
+    /// # Safety
+    /// As for [`Self::survey`].
+    unsafe fn survey_few(&self, job: usize, scratch: *mut f32) {
+        let Self { call, choice, .. } = *self;
+        let Some(pruning) = &self.pruning else { return };
+        let heads = call.q.shape()[1];
+        let (sequence, head) = (job / heads, job % heads);
+        let (kv_head, part) = (head / group(call), head % group(call));
+        let Some(unit) = rows_unit(call, sequence, kv_head, part) else { return };
+        let Prune { index, margin, .. } = self.prune(sequence, head, None);
+        let mut query_rows = [QueryRow::NONE; MOST_ROWS];
+        let keys = 0..call.sequences[sequence].keys;
+        let unit = self.few_rows(&unit, keys, &mut query_rows);
+        // SAFETY: the caller's contract; memory and scratch have room for a survey.
+        unsafe {
+            let memory = pruning.head(job, call.q.shape()[2]);
+            let wanted = std::slice::from_raw_parts_mut(memory.wanted(), pruning.index.blocks());
+            if choice.level.dispatch(rows::prune::Survey { unit: &unit, index, margin, scratch, wanted }) {
+                *memory.mode = Mode::Pruned as u32;
+            }
+        }
+    }
+
+    /// For each block of the index, which rows of a unit of the rows kernel want it; none if it takes all.
+    ///
+    /// # Safety
+    /// The survey of the unit was made.
+    pub(super) unsafe fn wanted_rows(&self, unit: &Unit) -> Option<&[u64]> {
+        let pruning = self.pruning.as_ref()?;
+        let UnitRows::Rows { kv_head, first, .. } = unit.rows else { return None };
+        let [_, heads, q_rows, _] = self.call.q.shape();
+        let part = rows_part(self.call, unit.sequence, first);
+        if part >= group(self.call) {
+            return None;
+        }
+        let memory = pruning.head(unit.sequence * heads + kv_head * group(self.call) + part, q_rows);
+        // SAFETY: the memory is that of the part, and no one writes to it after its survey.
+        unsafe {
+            let prunes = *memory.mode == Mode::Pruned as u32;
+            prunes.then(|| std::slice::from_raw_parts(memory.wanted(), pruning.index.blocks()))
         }
     }
 }

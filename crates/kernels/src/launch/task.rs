@@ -240,12 +240,29 @@ impl Launch<'_> {
     /// # Safety
     /// No one else uses this memory; the places lie apart, if there are several spans.
     unsafe fn rows(&self, unit: &Unit, spans: Range<usize>, scratch: *mut f32, [out, part]: [PartialRows; 2]) {
+        let mut query_rows = [QueryRow::NONE; MOST_ROWS];
+        let (start, _) = unit.span(self.call, spans.start);
+        let (_, end) = unit.span(self.call, spans.end - 1);
+        // SAFETY: as for the lanes kernel.
+        unsafe {
+            let wanted = self.wanted_rows(unit);
+            let arguments = args::Unit { wanted, out, part, ..self.few_rows(unit, start..end, &mut query_rows) };
+            self.choice.rows.run(&arguments, scratch, self.memory.rows);
+        }
+    }
+
+    /// The arguments of a rows kernel, but for what may be left out and where results go.
+    pub(super) fn few_rows<'a>(
+        &'a self,
+        unit: &Unit,
+        span: Range<usize>,
+        query_rows: &'a mut [QueryRow; MOST_ROWS],
+    ) -> args::Unit<'a> {
         let Self { call, choice, .. } = *self;
         let UnitRows::Rows { kv_head, rows, .. } = unit.rows else { unreachable!("a unit of the lanes kernel") };
         let sequence = &call.sequences[unit.sequence];
         let [_, heads, q_rows, d] = call.q.shape();
         let q_stride = row_stride(call.q.shape(), call.q.strides());
-        let mut query_rows = [QueryRow::NONE; MOST_ROWS];
         for (row, query_row) in query_rows.iter_mut().enumerate().take(rows) {
             let (head, query) = unit.row(call, row);
             let at = (sequence.first_query + query).wrapping_mul(q_stride).wrapping_mul(call.q.dtype().bytes());
@@ -268,15 +285,13 @@ impl Launch<'_> {
                 query_row.bias_stride = key_stride;
             }
         }
-        let (start, _) = unit.span(call, spans.start);
-        let (_, end) = unit.span(call, spans.end - 1);
-        let arguments = args::Unit {
+        args::Unit {
             rows: &query_rows[..rows],
             q_dtype: call.q.dtype(),
             k: self.source(&call.k, unit.sequence, kv_head),
             v: self.source(&call.v, unit.sequence, kv_head),
             keys: sequence.keys,
-            span: start..end,
+            span,
             span_keys: unit.span,
             d,
             d_v: call.v.shape()[3],
@@ -288,11 +303,10 @@ impl Launch<'_> {
             rules: self.rules(),
             weighting: self.weigh(),
             key_block: choice.rows_key_block,
-            out,
-            part,
-        };
-        // SAFETY: as for the lanes kernel.
-        unsafe { choice.rows.run(&arguments, scratch, self.memory.rows) }
+            wanted: None,
+            out: PartialRows::NONE,
+            part: PartialRows::NONE,
+        }
     }
 }
 

@@ -128,6 +128,21 @@ pub(super) fn units<'a>(call: &'a Call<'_>, choice: &'a Choice) -> impl Iterator
     })
 }
 
+/// Part `part` of the rows that share a KV head, over all keys of their sequence, which the rows kernel takes; none if there are
+/// fewer parts.
+pub(super) fn rows_unit(call: &Call<'_>, sequence: usize, kv_head: usize, part: usize) -> Option<Unit> {
+    let all = group(call) * call.sequences[sequence].queries;
+    let block = even(all, MOST_ROWS);
+    let first = part * block;
+    let rows = UnitRows::Rows { kv_head, first, rows: block.min(all.checked_sub(first).filter(|rows| *rows > 0)?) };
+    Some(Unit { sequence, rows, span: usize::MAX, first_span: 0, spans: 1 })
+}
+
+/// Which part of the rows that share a KV head starts with row `first`.
+pub(super) fn rows_part(call: &Call<'_>, sequence: usize, first: usize) -> usize {
+    first / even(group(call) * call.sequences[sequence].queries, MOST_ROWS)
+}
+
 /// The size of parts that are as even as parts of at most `most` can be.
 fn even(all: usize, most: usize) -> usize {
     all.div_ceil(all.div_ceil(most).max(1)).max(1)

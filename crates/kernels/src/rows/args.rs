@@ -41,6 +41,9 @@ pub(crate) struct Unit<'a> {
     pub(crate) weighting: Weigh<'a>,
     /// Keys of a block, a multiple of 32: the choice that decides the order of summation.
     pub(crate) key_block: usize,
+    /// For each block of the index of the keys, one bit for each row that wants it, in the order of `rows`; none if all are to be
+    /// looked at.
+    pub(crate) wanted: Option<&'a [u64]>,
     /// Where the state and the sums of each row go.
     pub(crate) out: PartialRows,
     /// As much, for those of a span that is to be merged; not used if there is one span.

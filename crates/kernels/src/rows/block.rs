@@ -299,13 +299,14 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
             let words = unsafe { std::slice::from_raw_parts_mut(group.visible, steps) };
             words.fill((0..step_keys).map(|g| rows << (g * row_lanes)).sum());
             // Lanes past the last key see nothing.
-            return match keys.keys % step_keys {
-                0 => Some(steps),
+            let masked_from = match keys.keys % step_keys {
+                0 => steps,
                 rest => {
                     words[steps - 1] = (0..rest).map(|g| rows << (g * row_lanes)).sum();
-                    Some(steps - 1)
+                    steps - 1
                 }
             };
+            return self.hide(group, keys, words).map(|hides| if hides { 0 } else { masked_from });
         }
         // SAFETY: `visible` has a word for each step, and masks cover every key.
         unsafe {
@@ -315,7 +316,8 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
             for (r, row) in group.rows.iter().enumerate() {
                 let seen = unit.band.visible(row.query, unit.keys);
                 for key in seen.start.max(keys.first)..seen.end.min(end) {
-                    if row.keep.is_null() || *row.keep.add(key * row.keep_stride) != 0 {
+                    let kept = row.keep.is_null() || *row.keep.add(key * row.keep_stride) != 0;
+                    if kept && self.takes(group, r, key) {
                         let place = key - keys.first;
                         words[place / step_keys] |= 1 << (place % step_keys * row_lanes + r);
                         any = true;
@@ -376,6 +378,6 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
 }
 
 /// The lowest `n < 64` bits.
-fn below(n: usize) -> u64 {
+pub(super) fn below(n: usize) -> u64 {
     (1 << n) - 1
 }

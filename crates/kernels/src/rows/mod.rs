@@ -35,6 +35,7 @@ mod finish;
 mod fixed;
 pub(crate) mod form;
 mod pieces;
+pub(crate) mod prune;
 mod scores;
 pub(crate) mod scratch;
 pub(crate) mod table;
@@ -189,7 +190,7 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
     /// steps.
     fn block_from(&self, start: usize, within: &Range<usize>) -> Option<KeyBlock> {
         let seen = self.seen(within);
-        let start = start.max(seen.start);
+        let start = self.wanted_from(start.max(seen.start), seen.end);
         if start >= seen.end {
             return None;
         }
@@ -197,12 +198,11 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
         let block_end = (start / key_block + 1) * key_block;
         let first = start / (2 * T::LANES) * (2 * T::LANES);
         let first = first.max(start / key_block * key_block);
-        Some(KeyBlock { first, keys: block_end.min(seen.end) - first })
+        Some(KeyBlock { first, keys: self.wanted_until(start, block_end.min(seen.end)) - first })
     }
 
     fn block_after(&self, block: KeyBlock, within: &Range<usize>) -> Option<KeyBlock> {
-        let key_block = self.unit.key_block;
-        self.block_from((block.first / key_block + 1) * key_block, within)
+        self.block_from(self.after(block), within)
     }
 
     /// The queries of a group in the form of the kernel, zero past `d`.
