@@ -13,8 +13,11 @@
 //!
 //! A score is the same wherever it is computed, so which rows share a tile and in which order blocks are looked at changes
 //! no bit: of equal scores, keys decide. Rows that want a block by chance, and not with their neighbours, would fill a
-//! lane or two of each sub-tile: gathered they fill all (at d 64 with clusters as wide as 0.7 of their distance, 4 of 100
-//! pairs are left, and three of four sub-tiles would be computed for them).
+//! lane or two of each sub-tile: gathered they fill all.
+//!
+//! Where rows are sorted and clusters narrow, two thirds of the time go to scores, half of it to those of centres, which the
+//! sort computes once and the bounds again; a tenth goes to packing. Asking ahead for the rows of Q that are gathered, and for
+//! the rows of V that are copied out, gained nothing (Zen 4, 2048 x 2048, d 64).
 
 use regard_simd::{Op, Simd};
 
