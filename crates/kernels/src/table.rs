@@ -5,7 +5,7 @@ use regard_simd::{Extension, Isa, Level, Simd};
 use crate::lanes::Lanes;
 use crate::lanes::args::Head;
 use crate::lanes::scratch::Layout;
-use crate::rows::table::rows_names;
+use crate::rows::table as rows;
 pub use crate::rows::table::{FIXED_COLUMNS, RowsKernel, rows_kernel, rows_kernels};
 use crate::tensor::Dtype;
 
@@ -119,35 +119,53 @@ kernels!(
     Bf16 regard_simd::NeonBf16: (4 x 6, 16)
 );
 
+/// `of_level` and `all` of the lists `PORTABLE`, `AVX2`, `AVX512` and `NEON` of the module, as far as this architecture has them.
+macro_rules! lists {
+    ($kernel:ty) => {
+        /// The kernels of a level, whether this machine has their extensions or not.
+        fn of_level(level: Level) -> &'static [$kernel] {
+            match level {
+                Level::Portable(_) => PORTABLE,
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2(_) => AVX2,
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512(_) => AVX512,
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon(_) => NEON,
+                _ => unreachable!("a level without kernels"),
+            }
+        }
+
+        /// The kernels of all levels of this architecture.
+        pub(crate) fn all() -> impl Iterator<Item = &'static $kernel> {
+            let lists = [
+                PORTABLE,
+                #[cfg(target_arch = "x86_64")]
+                AVX2,
+                #[cfg(target_arch = "x86_64")]
+                AVX512,
+                #[cfg(target_arch = "aarch64")]
+                NEON,
+            ];
+            lists.into_iter().flatten()
+        }
+    };
+}
+pub(crate) use lists;
+
+lists!(Kernel);
+
 /// The kernels of a level that this machine can run: the level's token proves it, and extensions are looked up. The
 /// first of each element type is the one to use when nothing was measured.
 pub fn kernels(level: Level) -> &'static [Kernel] {
-    let all = match level {
-        Level::Portable(_) => PORTABLE,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2(_) => AVX2,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512(_) => AVX512,
-        #[cfg(target_arch = "aarch64")]
-        Level::Neon(_) => NEON,
-        _ => unreachable!("a level without kernels"),
-    };
+    let all = of_level(level);
     let runs = |kernel: &&Kernel| kernel.extension.is_none_or(|extension| extension.is_available_at(kernel.isa));
     &all[..all.iter().take_while(runs).count()]
 }
 
 /// The names of all kernels of this architecture, whether this machine can run them or not.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    let lists = [
-        PORTABLE,
-        #[cfg(target_arch = "x86_64")]
-        AVX2,
-        #[cfg(target_arch = "x86_64")]
-        AVX512,
-        #[cfg(target_arch = "aarch64")]
-        NEON,
-    ];
-    lists.into_iter().flatten().map(|kernel| kernel.name).chain(rows_names())
+    all().map(|kernel| kernel.name).chain(rows::all().map(|kernel| kernel.name))
 }
 
 /// Changes whenever measurements of an earlier build no longer say anything about the kernels.

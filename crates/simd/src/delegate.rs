@@ -1,5 +1,62 @@
 //! Tokens of a level with an extension: the token of the level, and more instructions.
 
+/// Such a token: its name, that of the level's token, how to find out whether the processor has the extension, the target
+/// features of both, the types of vectors, whether products of bf16 are native; the operations that the extension has
+/// instructions for, and, of those that some extension has, the ones that are left to the level.
+macro_rules! extended {
+    (
+        $(#[$doc:meta])* $token:ident of $level:ident where $detected:expr, $features:literal;
+        F32 = $f32:ty, Mask = $mask:ty, NATIVE_BF16 = $native_bf16:literal;
+        native { $($native:tt)* }
+        level { $($left:tt)* }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug)]
+        pub struct $token($level);
+
+        impl $token {
+            /// The token, if the processor has the instructions and the operating system saves their registers.
+            pub fn detect() -> Option<Self> {
+                let level = $level::detect()?;
+                $detected.then_some(Self(level))
+            }
+        }
+
+        // SAFETY: the token is made by `detect` only, or by `assume` under the promise that it was.
+        unsafe impl $crate::Simd for $token {
+            const ISA: $crate::Isa = <$level as $crate::Simd>::ISA;
+            const LANES: usize = <$level as $crate::Simd>::LANES;
+            const FUSED: bool = <$level as $crate::Simd>::FUSED;
+            const NATIVE_BF16: bool = $native_bf16;
+            type F32 = $f32;
+            type Mask = $mask;
+
+            #[inline(always)]
+            unsafe fn assume() -> Self {
+                // SAFETY: a machine that has the extension has the level.
+                Self(unsafe { <$level as $crate::Simd>::assume() })
+            }
+
+            #[inline(always)]
+            fn vectorize<O: $crate::Op>(self, op: O) -> O::Output {
+                #[inline(never)]
+                #[target_feature(enable = $features)]
+                fn inner<O: $crate::Op>(op: O, token: $token) -> O::Output {
+                    op.run(token)
+                }
+                // SAFETY: `self` is a token, which exists only where the features were detected.
+                unsafe { inner(op, self) }
+            }
+
+            $crate::operations! { $features; $($native)* }
+
+            $crate::delegate::delegate! {}
+            $crate::delegate::delegate! { $($left)* }
+        }
+    };
+}
+pub(crate) use extended;
+
 /// The operations that such a token takes from the token in its field 0: everything that no extension improves.
 macro_rules! delegate {
     () => {

@@ -13,6 +13,7 @@ use super::form::{Form, Widened};
 use super::scratch::Layout;
 use super::tiles::{Medium, Tiles};
 use super::{Rows, tiles};
+use crate::table::lists;
 use crate::tensor::Dtype;
 
 /// A compiled rows kernel. Its name is what profiles store.
@@ -121,33 +122,12 @@ level!(
 
 /// The most elements of a query for which kernels of int8 that need an extension have 12 bits of fixed point and a sign.
 pub const FIXED_COLUMNS: usize = 4096;
-/// The names of all rows kernels of this architecture.
-pub(crate) fn rows_names() -> impl Iterator<Item = &'static str> {
-    let lists = [
-        PORTABLE,
-        #[cfg(target_arch = "x86_64")]
-        AVX2,
-        #[cfg(target_arch = "x86_64")]
-        AVX512,
-        #[cfg(target_arch = "aarch64")]
-        NEON,
-    ];
-    lists.into_iter().flatten().map(|kernel| kernel.name)
-}
+
+lists!(RowsKernel);
 
 /// The rows kernels of a level that this machine can run. The level's token proves that it has the level.
 pub fn rows_kernels(level: Level) -> impl Iterator<Item = &'static RowsKernel> {
-    let list = match level {
-        Level::Portable(_) => PORTABLE,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2(_) => AVX2,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512(_) => AVX512,
-        #[cfg(target_arch = "aarch64")]
-        Level::Neon(_) => NEON,
-        _ => unreachable!("a level without kernels"),
-    };
-    list.iter().filter(|kernel| kernel.is_available())
+    of_level(level).iter().filter(|kernel| kernel.is_available())
 }
 
 /// The rows kernel of a level for keys of this element type; of two, the one with an extension if `native`.

@@ -5,20 +5,8 @@
 use core::arch::aarch64::*;
 use core::arch::asm;
 
-use crate::delegate::delegate;
-use crate::{Isa, Neon, Op, Simd, operations};
-
-/// Proof that the machine has [`Isa::Neon`] and [`Extension::Bf16`](crate::Extension::Bf16).
-#[derive(Clone, Copy, Debug)]
-pub struct NeonBf16(Neon);
-
-impl NeonBf16 {
-    /// The token, if the processor has the instructions.
-    pub fn detect() -> Option<Self> {
-        let level = Neon::detect()?;
-        std::arch::is_aarch64_feature_detected!("bf16").then_some(Self(level))
-    }
-}
+use crate::Neon;
+use crate::delegate::extended;
 
 /// The nearest bf16 of each lane, ties to even.
 #[inline]
@@ -32,33 +20,11 @@ fn narrow(x: float32x4_t) -> uint16x8_t {
     words
 }
 
-// SAFETY: `NeonBf16` is made by `detect` only, or by `assume` under the promise that it was.
-unsafe impl Simd for NeonBf16 {
-    const ISA: Isa = Isa::Neon;
-    const LANES: usize = Neon::LANES;
-    const FUSED: bool = Neon::FUSED;
-    const NATIVE_BF16: bool = true;
-    type F32 = float32x4_t;
-    type Mask = uint32x4_t;
-
-    #[inline(always)]
-    unsafe fn assume() -> Self {
-        // SAFETY: a machine that has the extension has the level.
-        Self(unsafe { Neon::assume() })
-    }
-
-    #[inline(always)]
-    fn vectorize<O: Op>(self, op: O) -> O::Output {
-        #[inline(never)]
-        #[target_feature(enable = "neon,bf16")]
-        fn inner<O: Op>(op: O, token: NeonBf16) -> O::Output {
-            op.run(token)
-        }
-        // SAFETY: `self` is a token, which exists only where the features were detected.
-        unsafe { inner(op, self) }
-    }
-
-    operations! { "neon,bf16";
+extended! {
+    /// Proof that the machine has [`Isa::Neon`](crate::Isa::Neon) and [`Extension::Bf16`](crate::Extension::Bf16).
+    NeonBf16 of Neon where std::arch::is_aarch64_feature_detected!("bf16"), "neon,bf16";
+    F32 = float32x4_t, Mask = uint32x4_t, NATIVE_BF16 = true;
+    native {
         fn dot_bf16(acc: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
             let mut sum = acc;
             // SAFETY: the function has the feature; the instruction reads and writes the registers that are named.
@@ -72,9 +38,7 @@ unsafe impl Simd for NeonBf16 {
             vreinterpretq_f32_u16(vzip1q_u16(narrow(low), narrow(high)))
         }
     }
-
-    delegate! {}
-    delegate! {
+    level {
         fn dot_i16(acc: Self::F32, a: Self::F32, b: Self::F32) -> Self::F32;
     }
 }

@@ -3,48 +3,14 @@
 use core::arch::x86_64::*;
 use core::mem::transmute;
 
-use crate::delegate::delegate;
-use crate::{Avx512, Isa, Op, Simd, operations};
+use crate::Avx512;
+use crate::delegate::extended;
 
-/// Proof that the machine has [`Isa::Avx512`] and [`Extension::Bf16`](crate::Extension::Bf16).
-#[derive(Clone, Copy, Debug)]
-pub struct Avx512Bf16(Avx512);
-
-impl Avx512Bf16 {
-    /// The token, if the processor has the instructions and the operating system saves their registers.
-    pub fn detect() -> Option<Self> {
-        let level = Avx512::detect()?;
-        std::arch::is_x86_feature_detected!("avx512bf16").then_some(Self(level))
-    }
-}
-
-// SAFETY: `Avx512Bf16` is made by `detect` only, or by `assume` under the promise that it was.
-unsafe impl Simd for Avx512Bf16 {
-    const ISA: Isa = Isa::Avx512;
-    const LANES: usize = Avx512::LANES;
-    const FUSED: bool = Avx512::FUSED;
-    const NATIVE_BF16: bool = true;
-    type F32 = __m512;
-    type Mask = __mmask16;
-
-    #[inline(always)]
-    unsafe fn assume() -> Self {
-        // SAFETY: a machine that has the extension has the level.
-        Self(unsafe { Avx512::assume() })
-    }
-
-    #[inline(always)]
-    fn vectorize<O: Op>(self, op: O) -> O::Output {
-        #[inline(never)]
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16")]
-        fn inner<O: Op>(op: O, token: Avx512Bf16) -> O::Output {
-            op.run(token)
-        }
-        // SAFETY: `self` is a token, which exists only where the features were detected.
-        unsafe { inner(op, self) }
-    }
-
-    operations! { "avx512f,avx512bw,avx512dq,avx512bf16";
+extended! {
+    /// Proof that the machine has [`Isa::Avx512`](crate::Isa::Avx512) and [`Extension::Bf16`](crate::Extension::Bf16).
+    Avx512Bf16 of Avx512 where std::arch::is_x86_feature_detected!("avx512bf16"), "avx512f,avx512bw,avx512dq,avx512bf16";
+    F32 = __m512, Mask = __mmask16, NATIVE_BF16 = true;
+    native {
         fn dot_bf16(acc: __m512, a: __m512, b: __m512) -> __m512 {
             // SAFETY: the types are as large, and any bits are pairs of bf16.
             let (a, b) = unsafe { (transmute::<__m512, __m512bh>(a), transmute::<__m512, __m512bh>(b)) };
@@ -64,9 +30,7 @@ unsafe impl Simd for Avx512Bf16 {
             _mm512_castsi512_ps(_mm512_permutexvar_epi16(index, words))
         }
     }
-
-    delegate! {}
-    delegate! {
+    level {
         fn dot_i16(acc: Self::F32, a: Self::F32, b: Self::F32) -> Self::F32;
     }
 }
