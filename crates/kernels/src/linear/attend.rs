@@ -35,8 +35,12 @@ pub(super) struct Queries<'a> {
     pub(super) gated: bool,
     /// Whether the state has seen keys.
     pub(super) folded: bool,
+    /// Sums and norms.
     pub(super) state: *const f32,
     pub(super) state_layout: StateLayout,
+    /// Keys and values of the chunk.
+    pub(super) keys: *const f32,
+    pub(super) values: *const f32,
     pub(super) work: *mut f32,
     pub(super) work_layout: WorkLayout,
     /// Where `powers` has the distance of row 0 and key 0.
@@ -160,11 +164,10 @@ impl<const G: usize, const R: usize, const R1: usize> Attend<'_, G, R, R1> {
     /// The chunk has them.
     #[inline(always)]
     unsafe fn attend_chunk<S: Simd>(&self, s: S, tile: Subtile, keys: usize) {
-        let Queries { d, d_v, width, finite, gated, state, state_layout, work, work_layout, .. } = *self.0;
+        let Queries { d, d_v, width, finite, gated, keys: k, values: v, work, work_layout, .. } = *self.0;
         let lanes = tile.lanes;
         // SAFETY: the caller's contract; the layouts have room for a chunk.
         unsafe {
-            let [k, v] = [state.add(state_layout.keys), state.add(state_layout.values)];
             let weights = work.add(work_layout.weights);
             macro_rules! scores {
                 ($vectors:ident, $keys:ident) => {
@@ -290,6 +293,7 @@ impl<const G: usize, const R: usize, const R1: usize> Attend<'_, G, R, R1> {
                     b: sums,
                     b_stride: width,
                     steps: monomials.features,
+                    from: few,
                     out: few,
                     out_stride: width,
                     columns: width,
@@ -316,7 +320,9 @@ impl<const G: usize, const R: usize, const R1: usize> Attend<'_, G, R, R1> {
             if features.series().normalised {
                 for lane in (0..tile.lanes).step_by(S::LANES) {
                     let total = s.load(tile.totals.add(lane));
-                    let inverse = s.select(s.eq(total, s.zero()), s.zero(), s.div(s.splat(1.0), total));
+                    // What is left of weights that underflowed, far past the last key, is no sum: its inverse may be Inf.
+                    let nothing = s.gt(s.splat(f32::MIN_POSITIVE), s.abs(total));
+                    let inverse = s.select(nothing, s.zero(), s.div(s.splat(1.0), total));
                     let factor = tile.out_factors.add(lane);
                     s.store(factor, s.mul(inverse, s.load(factor)));
                 }

@@ -2,29 +2,29 @@
 
 use regard_simd::{Op, Simd};
 
-use super::features::{Features, Form};
+use super::features::{Form, Tile};
 use super::product::Product;
-use super::scratch::{StateLayout, WorkLayout};
+use super::scratch::{Hand, StateLayout};
 use crate::lanes::pack::{Pack, Places, Square};
 
 /// The keys of a chunk: `sums[f][c] = decay * sums[f][c] + sum over keys of factor[key] * monomial f of the key * v[key][c]`,
-/// and `norms` likewise with 1 for `v`. Factors are powers of the gate, 1 without one.
+/// and `norms` likewise with 1 for `v`, for the monomials of some tiles. Factors are powers of the gate, 1 without one.
 #[derive(Clone, Copy)]
 pub(super) struct Chunk<'a> {
-    pub(super) features: &'a Features,
+    pub(super) tiles: &'a [Tile],
     /// Keys, at most a chunk.
     pub(super) len: usize,
-    pub(super) d: usize,
     /// Columns of V in whole vectors.
     pub(super) width: usize,
     pub(super) decay: f32,
-    /// The factor of the last key is 1, and that of each other this much of the next one's.
-    pub(super) gate: f32,
-    /// A state, with `keys` and `values` filled, values up to whole vectors.
-    pub(super) state: *mut f32,
+    /// Filled in.
+    pub(super) hand: Hand,
+    /// Sums and norms without the chunk, and those with it, which may be the same.
+    pub(super) from: *const f32,
+    pub(super) to: *mut f32,
     pub(super) state_layout: StateLayout,
-    pub(super) work: *mut f32,
-    pub(super) work_layout: WorkLayout,
+    /// `[KEY_TILE][key_lanes]`
+    pub(super) key_tile: *mut f32,
 }
 
 /// See [`Chunk`].
@@ -35,56 +35,40 @@ impl<const G: usize, const R: usize> Op for Fold<'_, G, R> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Chunk { features, len, d, width, decay, gate, state, state_layout, work, work_layout } = *self.0;
+        let Chunk { tiles, len, width, decay, hand, from, to, state_layout, key_tile } = *self.0;
         let lanes = len.next_multiple_of(S::LANES);
-        // SAFETY: the layouts have room for a chunk and for the monomials; a tile is of these.
-        unsafe {
-            let [keys, values] = [state.add(state_layout.keys), state.add(state_layout.values)];
-            let turned = work.add(work_layout.turned);
-            let factors = work.add(work_layout.key_factors);
-            let tile = work.add(work_layout.key_tile);
-            s.vectorize(Pack::<f32> {
-                q: keys,
-                q_stride: d,
-                rows: len,
-                d,
-                packed: turned,
-                lanes,
-                negate: false,
-                places: Places::CONSECUTIVE,
-            });
-            // Lanes past the last key have a factor of zero: they count neither here nor in norms.
-            let mut factor = 1.0;
-            for key in (0..lanes).rev() {
-                *factors.add(key) = if key < len { factor } else { 0.0 };
-                factor = if key < len { factor * gate } else { factor };
-            }
-            for monomials in features.key_tiles() {
+        for monomials in tiles {
+            let norms = state_layout.norms + monomials.first;
+            let sums = state_layout.sums + monomials.first * width;
+            // SAFETY: the layout has room for all monomials, and the tile is of these.
+            unsafe {
                 s.vectorize(Form::<false> {
                     tile: monomials,
-                    x: turned,
-                    factor: factors,
+                    x: hand.turned,
+                    factor: hand.factors,
                     lanes,
-                    out: tile,
+                    out: key_tile,
                     norms: std::ptr::null(),
                     sums: std::ptr::null_mut(),
                 });
                 s.vectorize(Norms {
-                    tile,
+                    tile: key_tile,
                     rows: monomials.features,
                     lanes,
-                    norms: state.add(state_layout.norms + monomials.first),
+                    from: from.add(norms),
+                    norms: to.add(norms),
                     decay,
                 });
                 s.vectorize(Product::<G, R> {
-                    a: tile,
+                    a: key_tile,
                     a_row: lanes,
                     a_step: 1,
                     rows: monomials.features,
-                    b: values,
+                    b: hand.values,
                     b_stride: width,
                     steps: len,
-                    out: state.add(state_layout.sums + monomials.first * width),
+                    from: from.add(sums),
+                    out: to.add(sums),
                     out_stride: width,
                     columns: width,
                     decay,
@@ -94,11 +78,49 @@ impl<const G: usize, const R: usize> Op for Fold<'_, G, R> {
     }
 }
 
-/// `norms[row] = decay * norms[row] + sum over lanes of tile[row][lane]`
+/// The keys at hand in lanes, and their factors.
+pub(super) struct Turn {
+    pub(super) hand: Hand,
+    /// Keys, at most a chunk.
+    pub(super) len: usize,
+    pub(super) d: usize,
+    /// The factor of the last key is 1, and that of each other this much of the next one's.
+    pub(super) gate: f32,
+}
+
+impl Op for Turn {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { hand, len, d, gate } = self;
+        let lanes = len.next_multiple_of(S::LANES);
+        s.vectorize(Pack::<f32> {
+            q: hand.keys,
+            q_stride: d,
+            rows: len,
+            d,
+            packed: hand.turned,
+            lanes,
+            negate: false,
+            places: Places::CONSECUTIVE,
+        });
+        // Lanes past the last key have a factor of zero: they count neither in sums nor in norms.
+        let mut factor = 1.0;
+        for key in (0..lanes).rev() {
+            // SAFETY: there is a factor for each lane (contract of the struct).
+            unsafe { *hand.factors.add(key) = if key < len { factor } else { 0.0 } };
+            factor = if key < len { factor * gate } else { factor };
+        }
+    }
+}
+
+/// `norms[row] = decay * from[row] + sum over lanes of tile[row][lane]`
 struct Norms {
     tile: *const f32,
     rows: usize,
     lanes: usize,
+    from: *const f32,
     norms: *mut f32,
     decay: f32,
 }
@@ -128,8 +150,8 @@ impl Op for Norms {
                 for lane in 0..S::LANES {
                     sum = s.add(sum, s.load(turned.0.as_ptr().add(lane * S::LANES)));
                 }
-                let norms = self.norms.add(first);
-                s.store_first(norms, s.mul_add(s.load_first(norms, rows), s.splat(self.decay), sum), rows);
+                let before = s.load_first(self.from.add(first), rows);
+                s.store_first(self.norms.add(first), s.mul_add(before, s.splat(self.decay), sum), rows);
             }
         }
     }

@@ -4,15 +4,16 @@ use regard_simd::{Op, Simd};
 
 use super::Method;
 use super::attend::Queries;
-use super::fold::Chunk;
-use super::scratch::{ROWS, StateLayout, WorkLayout};
+use super::features::Tile;
+use super::fold::{Chunk, Turn};
+use super::scratch::{Hand, ROWS, StateLayout, WorkLayout};
 use crate::source::{AddRow, Source, Target};
 use crate::tensor::Dtype;
 
 /// The state of one KV head.
 ///
-/// Raw pointers, as a thread uses one piece of memory after the other for all heads; made by [`super::run`] and
-/// [`super::Recurrent`] only.
+/// Raw pointers, as a thread uses one piece of memory after the other for all heads, and several threads may work on one
+/// head; made by [`super::run`] and [`super::Recurrent`] only.
 pub(super) struct Head<'a> {
     pub(super) method: &'a Method,
     pub(super) d: usize,
@@ -21,8 +22,11 @@ pub(super) struct Head<'a> {
     pub(super) width: usize,
     /// None for 1.
     pub(super) gate: Option<f32>,
+    /// Sums and norms.
     pub(super) state: *mut f32,
     pub(super) state_layout: StateLayout,
+    /// The chunk at hand.
+    pub(super) hand: Hand,
     pub(super) work: *mut f32,
     pub(super) work_layout: WorkLayout,
     /// Keys in the state.
@@ -70,13 +74,13 @@ impl Head<'_> {
     /// Adds `rows` rows of K and V from `first` on to the chunk at hand, which has room for them.
     ///
     /// # Safety
-    /// The sources have the rows, and no one else uses the memory of the state.
+    /// The sources have the rows, and no one else uses the chunk at hand.
     pub(super) unsafe fn load(&mut self, k: &Source<'_>, v: &Source<'_>, first: usize, rows: usize) {
         assert!(rows <= self.method.chunk - self.filled, "a chunk has room for its keys");
         // SAFETY: the chunk has room.
         unsafe {
-            let keys = self.state.add(self.state_layout.keys + self.filled * self.d);
-            let values = self.state.add(self.state_layout.values + self.filled * self.width);
+            let keys = self.hand.keys.add(self.filled * self.d);
+            let values = self.hand.values.add(self.filled * self.width);
             for (source, to, columns, stride) in [(k, keys, self.d, self.d), (v, values, self.d_v, self.width)] {
                 self.method.level.dispatch(CopyRows { source, first, rows, columns, to, stride });
             }
@@ -89,23 +93,42 @@ impl Head<'_> {
     /// # Safety
     /// No one else uses the memory of the state, and the work.
     pub(super) unsafe fn fold(&mut self) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            self.turn();
+            self.add(self.method.features.key_tiles(), self.state);
+        }
+        self.folded += self.filled;
+        self.filled = 0;
+    }
+
+    /// Brings the keys at hand into lanes, for [`Head::add`].
+    ///
+    /// # Safety
+    /// No one else uses the chunk at hand.
+    pub(super) unsafe fn turn(&self) {
         let gate = self.gate.unwrap_or(1.0);
+        self.method.level.dispatch(Turn { hand: self.hand, len: self.filled, d: self.d, gate });
+    }
+
+    /// Writes sums and norms of some tiles of monomials with the chunk at hand, which was turned, to `to`.
+    ///
+    /// # Safety
+    /// No one else writes these sums, here or in `to`, which is a state of the same layout, or uses the work.
+    pub(super) unsafe fn add(&self, tiles: &[Tile], to: *mut f32) {
         let chunk = Chunk {
-            features: &self.method.features,
+            tiles,
             len: self.filled,
-            d: self.d,
             width: self.width,
-            decay: power(gate, self.filled as u64),
-            gate,
-            state: self.state,
+            decay: power(self.gate.unwrap_or(1.0), self.filled as u64),
+            hand: self.hand,
+            from: self.state,
+            to,
             state_layout: self.state_layout,
-            work: self.work,
-            work_layout: self.work_layout,
+            key_tile: self.work.wrapping_add(self.work_layout.key_tile),
         };
         // SAFETY: the caller's contract; the kernel is of a detected level.
         unsafe { self.method.kernel.fold(&chunk) };
-        self.folded += self.filled;
-        self.filled = 0;
     }
 
     /// Answers rows.
@@ -114,8 +137,7 @@ impl Head<'_> {
     /// The rows of q and of the output exist, and no one else uses the output and the work.
     pub(super) unsafe fn attend(&self, rows: &Rows<'_>) {
         // SAFETY: the chunk has `filled` rows of values.
-        let values =
-            unsafe { std::slice::from_raw_parts(self.state.add(self.state_layout.values), self.filled * self.width) };
+        let values = unsafe { std::slice::from_raw_parts(self.hand.values, self.filled * self.width) };
         let finite = values.iter().all(|value| value.is_finite());
         for first in (0..rows.rows).step_by(ROWS) {
             let len = (rows.rows - first).min(ROWS);
@@ -171,6 +193,8 @@ impl Head<'_> {
                 folded: self.folded > 0,
                 state: self.state,
                 state_layout: self.state_layout,
+                keys: self.hand.keys,
+                values: self.hand.values,
                 work: self.work,
                 work_layout: *layout,
                 origin: self.method.chunk,

@@ -30,10 +30,14 @@
 //! as the last one of them sees them, so that all exponents are distances within a chunk or to its start: nothing
 //! overflows, and what underflows has no weight.
 //!
+//! Where there are fewer heads than threads, threads share a long head: sums of different monomials are added up apart, and rows
+//! answered apart, in the order of one thread.
+//!
 //! A row's bits depend on its own visible keys, the grid of chunks, which starts at key 0, and the level: not on its place
 //! in a tile, on the other rows, or on who computes it.
 
 mod attend;
+mod crew;
 mod features;
 mod fold;
 mod head;
@@ -41,6 +45,8 @@ mod product;
 mod recurrent;
 mod run;
 mod scratch;
+mod shared;
+mod steps;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -51,8 +57,10 @@ use regard_simd::Level;
 
 pub use self::features::{Features, MOST_DEGREE, MOST_FEATURES, Series};
 pub use self::recurrent::{Recurrent, RecurrentShape, RowTerms, TermRules};
-pub use self::run::{run, tasks, workspace_len};
+pub use self::run::{run, shared_len, tasks, workspace_len};
 use self::scratch::Sizes;
+use self::shared::LEAST_WORK;
+pub use self::shared::can_share;
 pub use self::table::{LinearKernel, linear_kernel};
 
 /// How a linear form is computed.
@@ -66,6 +74,8 @@ pub struct Method {
     pub features: Arc<Features>,
     /// Keys of a chunk, at least 1: within it the form is quadratic. It decides the order of summation.
     pub chunk: usize,
+    /// Multiply-adds of a KV head from which on threads share it, if there are fewer heads than threads. No bit depends on it.
+    pub share_from: f64,
 }
 
 impl Method {
@@ -73,7 +83,8 @@ impl Method {
     pub fn new(level: Level, series: Series, d: usize) -> Option<Self> {
         let features = Features::new(series, d)?;
         let chunk = chunk(features.count());
-        Some(Self { level, kernel: linear_kernel(level), features: Arc::new(features), chunk })
+        let features = Arc::new(features);
+        Some(Self { level, kernel: linear_kernel(level), features, chunk, share_from: LEAST_WORK })
     }
 
     fn sizes(&self, d_v: usize) -> Sizes {

@@ -2,7 +2,7 @@
 
 use regard_simd::{Op, Simd};
 
-/// `out[r][c] = decay * out[r][c] + sum over t < steps of a[r * a_row + t * a_step] * b[t * b_stride + c]`.
+/// `out[r][c] = decay * from[r][c] + sum over t < steps of a[r * a_row + t * a_step] * b[t * b_stride + c]`.
 ///
 /// Columns are in lanes and read as they lie; elements of `a` are broadcast. One sum is one chain of multiply-adds over
 /// `t` in ascending order, whatever the tile. `R` rows share each load of `G` vectors of `b`.
@@ -14,6 +14,8 @@ pub(super) struct Product<const G: usize, const R: usize> {
     pub(super) b: *const f32,
     pub(super) b_stride: usize,
     pub(super) steps: usize,
+    /// May be `out`, and has the stride of it.
+    pub(super) from: *const f32,
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,
     /// Whole vectors.
@@ -69,8 +71,8 @@ impl<const G: usize, const R: usize> Product<G, R> {
     #[inline(always)]
     fn tile<S: Simd, const V: usize, const T: usize>(&self, s: S, row: usize, column: usize) {
         let mut acc = [[s.zero(); V]; T];
-        // SAFETY: rows `row..row + T` and the columns exist (the caller counts), of `a`, `b` and `out` (contract of the
-        // struct).
+        // SAFETY: rows `row..row + T` and the columns exist (the caller counts), of `a`, `b`, `from` and `out` (contract
+        // of the struct).
         unsafe {
             let mut a = self.a.add(row * self.a_row);
             let mut b = self.b.add(column);
@@ -91,8 +93,8 @@ impl<const G: usize, const R: usize> Product<G, R> {
             let decay = s.splat(self.decay);
             for r in 0..T {
                 for g in 0..V {
-                    let out = self.out.add((row + r) * self.out_stride + column + g * S::LANES);
-                    s.store(out, s.mul_add(s.load(out), decay, acc[r][g]));
+                    let at = (row + r) * self.out_stride + column + g * S::LANES;
+                    s.store(self.out.add(at), s.mul_add(s.load(self.from.add(at)), decay, acc[r][g]));
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use super::Method;
 use super::head::{Head, Row, Rows, power};
-use super::scratch::{LINE, StateLayout, WorkLayout};
+use super::scratch::{Hand, LINE, Line, StateLayout, WorkLayout};
 use crate::launch::{row_stride, target};
 use crate::rules::{Count, RowRules, Schedule, Shift, gain};
 use crate::source::Source;
@@ -52,11 +52,6 @@ impl TermRules {
         RowTerms { gain: gain(false, scale, factors.inverse_temperature), out: factors.out }
     }
 }
-
-/// A cache line.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Line([f32; LINE]);
 
 /// The states of all KV heads of one sequence.
 ///
@@ -114,15 +109,18 @@ impl Recurrent {
     /// One KV head, in the memory that starts at `memory`.
     fn head(&self, memory: *mut f32, kv_head: usize) -> Head<'_> {
         let sizes = self.method.sizes(self.shape.value_dim);
+        let state = memory.wrapping_add(kv_head * self.state_layout.len);
+        let work = memory.wrapping_add(self.shape.kv_heads * self.state_layout.len);
         Head {
             method: &self.method,
             d: self.method.features.d(),
             d_v: self.shape.value_dim,
             width: sizes.width(),
             gate: self.gates.as_ref().map(|gates| gates[kv_head]).filter(|gate| *gate != 1.0),
-            state: memory.wrapping_add(kv_head * self.state_layout.len),
+            state,
             state_layout: self.state_layout,
-            work: memory.wrapping_add(self.shape.kv_heads * self.state_layout.len),
+            hand: Hand::of(state, &self.state_layout, work, &self.work_layout),
+            work,
             work_layout: self.work_layout,
             folded: self.folded,
             filled: self.filled,

@@ -5,6 +5,11 @@ use super::features::{KEY_TILE, QUERY_TILE};
 /// f32 of a cache line: every array starts at one.
 pub(super) const LINE: usize = 16;
 
+/// A cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub(super) [f32; LINE]);
+
 /// Query rows that are answered at once: a tile of the state is read once for all of them.
 pub(super) const ROWS: usize = 128;
 
@@ -55,7 +60,7 @@ pub(super) struct StateLayout {
     pub(super) sums: usize,
     /// `[feature]`, and room for a vector more
     pub(super) norms: usize,
-    /// The chunk at hand: `[key][d]` and `[key][width]`
+    /// The chunk at hand, after the sums: `[key][d]` and `[key][width]`
     pub(super) keys: usize,
     pub(super) values: usize,
     /// The end; `usize::MAX` if it is more than can be counted.
@@ -71,6 +76,62 @@ impl StateLayout {
             keys: places.take([1, sizes.chunk, sizes.d]),
             values: places.take([1, sizes.chunk, sizes.width()]),
             len: places.0,
+        }
+    }
+}
+
+/// Offsets of the arrays of a chunk of keys that threads share, in f32.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HandLayout {
+    pub(super) keys: usize,
+    pub(super) values: usize,
+    pub(super) turned: usize,
+    pub(super) factors: usize,
+    /// The end; `usize::MAX` if it is more than can be counted.
+    pub(super) len: usize,
+}
+
+impl HandLayout {
+    pub(super) fn new(sizes: &Sizes) -> Self {
+        let mut places = Places(0);
+        Self {
+            keys: places.take([1, sizes.chunk, sizes.d]),
+            values: places.take([1, sizes.chunk, sizes.width()]),
+            turned: places.take([1, sizes.d, sizes.key_lanes()]),
+            factors: places.take([1, 1, sizes.key_lanes()]),
+            len: places.0,
+        }
+    }
+
+    /// The chunk whose memory starts at `start`.
+    pub(super) fn at(&self, start: *mut f32) -> Hand {
+        let [keys, values, turned, factors] =
+            [self.keys, self.values, self.turned, self.factors].map(|offset| start.wrapping_add(offset));
+        Hand { keys, values, turned, factors }
+    }
+}
+
+/// Where a chunk of keys lies.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hand {
+    /// `[key][d]`
+    pub(super) keys: *mut f32,
+    /// `[key][width]`, zero past the columns of V
+    pub(super) values: *mut f32,
+    /// Keys in lanes: `[d][key_lanes]`
+    pub(super) turned: *mut f32,
+    /// `[key_lanes]`: powers of the gate, zero past the last key
+    pub(super) factors: *mut f32,
+}
+
+impl Hand {
+    /// The chunk at hand of a state, with the memory of a thread.
+    pub(super) fn of(state: *mut f32, of: &StateLayout, work: *mut f32, layout: &WorkLayout) -> Self {
+        Self {
+            keys: state.wrapping_add(of.keys),
+            values: state.wrapping_add(of.values),
+            turned: work.wrapping_add(layout.turned),
+            factors: work.wrapping_add(layout.key_factors),
         }
     }
 }

@@ -31,7 +31,7 @@ impl LinearKernel {
     /// Adds a chunk to a state.
     ///
     /// # Safety
-    /// The level was detected, `chunk` is as its fields say, and no one else uses its state and its work.
+    /// The level was detected, `chunk` is as its fields say, and no one else uses what it writes.
     pub(super) unsafe fn fold(&self, chunk: &Chunk<'_>) {
         // SAFETY: the caller's contract.
         unsafe { (self.fold)(chunk) }

@@ -10,15 +10,16 @@ use crate::view::{View, ViewMut};
 use crate::weighting::Identity;
 use crate::{Band, weighting::Map};
 
-struct Serial;
+/// So many threads.
+struct Threads(usize);
 
-impl Executor for Serial {
+impl Executor for Threads {
     fn threads(&self) -> usize {
-        1
+        self.0
     }
 
     fn run(&self, work: &(dyn Fn() + Sync)) {
-        work();
+        std::thread::scope(|scope| (0..self.0).for_each(|_| drop(scope.spawn(work))));
     }
 }
 
@@ -34,10 +35,35 @@ fn random(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
+/// A call without sequences.
+fn call_of<'a>(q: Tensor<'a>, k: Tensor<'a>, v: Tensor<'a>) -> Call<'a> {
+    Call {
+        index: None,
+        q,
+        k,
+        v,
+        pages: None,
+        sequences: &[],
+        keep: None,
+        bias: None,
+        alibi_slopes: None,
+        sinks: None,
+        scale: 0.5,
+        softcap: None,
+        temperature: Temperatures::One(1.0),
+        schedule: Schedule::Constant,
+        count: Count::AllKeys,
+        shift: Shift::Constant(0.0),
+        coefficient: 1.0,
+        exponent: 0.0,
+        weighting: &Map(Identity),
+    }
+}
+
 /// What may underflow: a power of a gate times numbers of the size of 1.
 const TINY: f64 = 1e-36;
 
-/// One head.
+/// One head of keys, and as many of queries as `q` is long.
 #[derive(Clone)]
 struct Case {
     queries: usize,
@@ -60,38 +86,25 @@ impl Case {
     }
 
     fn run(&self, level: Level, series: Series) -> Vec<f32> {
+        self.run_by(&Threads(1), level, series, 32)
+    }
+
+    fn run_by(&self, threads: &Threads, level: Level, series: Series, chunk: usize) -> Vec<f32> {
         let mut method = Method::new(level, series, self.d).expect("few monomials");
-        method.chunk = 32;
+        (method.chunk, method.share_from) = (chunk, 0.0);
+        let heads = self.q.len() / (self.queries * self.d);
         let Self { queries, keys, d, d_v, .. } = *self;
-        let view = |data, rows, columns| View::bhsd(data, [1, 1, rows, columns]).expect("a view");
+        let view = |data, heads, rows, columns| View::bhsd(data, [1, heads, rows, columns]).expect("a view");
         let band = Band { lower: None, upper: self.upper };
         let sequences = [Sequence { batch: 0, first_query: 0, queries, first_key: 0, keys, band, offset: self.offset }];
-        let call = Call {
-            index: None,
-            q: Tensor::from(view(&self.q, queries, d)),
-            k: Tensor::from(view(&self.k, keys, d)),
-            v: Tensor::from(view(&self.v, keys, d_v)),
-            pages: None,
-            sequences: &sequences,
-            keep: None,
-            bias: None,
-            alibi_slopes: None,
-            sinks: None,
-            scale: 0.5,
-            softcap: None,
-            temperature: Temperatures::One(1.0),
-            schedule: Schedule::Constant,
-            count: Count::AllKeys,
-            shift: Shift::Constant(0.0),
-            coefficient: 1.0,
-            exponent: 0.0,
-            weighting: &Map(Identity),
-        };
+        let q = view(&self.q, heads, queries, d);
+        let (k, v) = (view(&self.k, 1, keys, d), view(&self.v, 1, keys, d_v));
+        let call = Call { sequences: &sequences, ..call_of(Tensor::from(q), Tensor::from(k), Tensor::from(v)) };
         let gates = self.gate.map(|gate| [gate]);
-        let mut out = vec![f32::NAN; queries * d_v];
-        let mut workspace = vec![f32::NAN; workspace_len(&call, &method, 1)];
-        let view = ViewMut::bhsd(&mut out, [1, 1, queries, d_v]).expect("a view");
-        run(&call, gates.as_ref().map(|gates| &gates[..]), &method, TensorMut::F32(view), &mut workspace, &Serial);
+        let mut out = vec![f32::NAN; heads * queries * d_v];
+        let mut workspace = vec![f32::NAN; workspace_len(&call, &method, threads.0)];
+        let view = ViewMut::bhsd(&mut out, [1, heads, queries, d_v]).expect("a view");
+        run(&call, gates.as_ref().map(|gates| &gates[..]), &method, TensorMut::F32(view), &mut workspace, threads);
         out
     }
 
@@ -254,4 +267,70 @@ fn decoding_gives_the_bits_of_prefill() {
             }
         }
     }
+}
+
+/// Threads that share a head give the bits of one thread, whatever the mask, the group, the windows and the shape.
+#[test]
+fn shared_heads() {
+    for level in Level::available() {
+        // Windows of many chunks and of few.
+        for (series, [d, d_v], chunk, length) in [
+            (Series::power(2, true).expect("a degree"), [16, 19], 8, 1500),
+            (Series::TAYLOR_2, [17, 5], 16, 700),
+            (Series::power(3, false).expect("a degree"), [9, 16], 8, 600),
+            (Series::power(1, false).expect("a degree"), [40, 33], 3, 900),
+            (Series::power(2, false).expect("a degree"), [130, 3], 16, 300),
+        ] {
+            for (queries, keys, upper, heads, gate) in [
+                (length, length, Some(1), 1, None),
+                (length, length, Some(1), 1, Some(0.999)),
+                (300, 2 * length, Some(2 * length as i64 - 299), 2, Some(0.9)),
+                (2 * length, 70, None, 1, None),
+                (2 * length, 70, Some(1), 2, Some(0.99)),
+            ] {
+                let mut case = Case::new([queries, keys, d, d_v], upper, gate);
+                case.q = random(1, heads * queries * d);
+                let run = |threads| case.run_by(&Threads(threads), *level, series, chunk);
+                let one = run(1);
+                assert!(one.iter().all(|x| x.is_finite()));
+                for threads in [2, 7] {
+                    let same = run(threads).iter().zip(&one).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{level:?} {series:?} {queries} {keys} {upper:?} {gate:?} {threads} threads");
+                }
+            }
+        }
+    }
+}
+
+/// Heads are shared where a thread would be left alone with them, and where they are long.
+#[test]
+fn which_heads_are_shared() {
+    let mut method = Method::new(Level::best(), Series::TAYLOR_2, 16).expect("few monomials");
+    method.share_from = 1e7;
+    let zeros = vec![0.0; 1 << 20];
+    let parting = |lengths: &[usize], kv_heads: usize, threads: usize| {
+        let view = |columns| View::bhsd(&zeros[..1 << 20], [1, kv_heads, (1 << 20) / columns / kv_heads, columns]);
+        let view = view(16).expect("a view");
+        let sequences: Vec<_> = (lengths.iter())
+            .scan(0, |first, length| {
+                let start = std::mem::replace(first, *first + length);
+                let band = Band { lower: None, upper: Some(1) };
+                let (first_query, first_key) = (start, start);
+                let (queries, keys) = (*length, *length);
+                Some(Sequence { batch: 0, first_query, queries, first_key, keys, band, offset: 0 })
+            })
+            .collect();
+        let call =
+            Call { sequences: &sequences, ..call_of(Tensor::from(view), Tensor::from(view), Tensor::from(view)) };
+        super::shared::parting(&call, &method, threads)
+    };
+    assert_eq!(parting(&[9000], 1, 2), (vec![0], 0));
+    assert_eq!(parting(&[900], 1, 2), (vec![0], 1), "too short");
+    assert_eq!(parting(&[9000], 2, 2), (vec![0, 1], 2));
+    assert_eq!(parting(&[9000], 3, 2), (vec![0, 1, 2], 2));
+    assert_eq!(parting(&[9000], 3, 8), (vec![0, 1, 2], 0));
+    assert_eq!(parting(&[9000], 7, 8).1, 7, "sharing would cost more than it gives");
+    assert_eq!(parting(&[10, 0, 9000, 11], 1, 2), (vec![0, 3, 2], 2));
+    assert_eq!(parting(&[20000, 9000, 9000], 1, 2).1, 2);
+    assert_eq!(parting(&[9000], 64, 2).1, 64);
 }

@@ -86,7 +86,7 @@ impl Plan {
             ignores_index: launch::ignores_index(&problem.call(), &choice),
             lse: problem.weighting.has_log_sum_exp(),
         };
-        plan.needs = plan.needs.with_linear(problem, plan.linear.as_ref(), plan.tasks_of(problem));
+        plan.needs = plan.needs.with_linear(problem, plan.linear.as_ref(), plan.key.most_keys, plan.tasks_of(problem));
         plan
     }
 
@@ -179,7 +179,11 @@ impl Plan {
     /// f32 of workspace that a run on `threads` threads takes: enough for every problem that differs from the planned
     /// one in keys and their numbers only. [`Plan::workspace_len_for`] is for others.
     pub fn workspace_len(&self, threads: usize) -> usize {
-        self.needs.len(threads)
+        let shared = |threads| {
+            let method = self.linear.as_ref().expect("only the linear form shares heads");
+            regard_kernels::linear::shared_len(method, self.key.shape.value_dim, threads)
+        };
+        self.needs.len(threads, shared)
     }
 
     /// The same in bytes.
@@ -203,7 +207,7 @@ impl Plan {
         let mut tasks = 0_usize;
         self.parts(problem, &mut |call, method| {
             tasks = tasks.saturating_add(match method {
-                Some(_) => regard_kernels::linear::tasks(&call),
+                Some(method) => regard_kernels::linear::tasks(&call, method),
                 None => launch::tasks(&call, &self.choice),
             });
         });

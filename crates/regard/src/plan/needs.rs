@@ -16,14 +16,28 @@ pub(super) struct Needs {
     pub(super) tasks: usize,
     /// The most tasks that a problem may have.
     most_tasks: usize,
+    /// Whether threads may share a head in the linear form.
+    shares: bool,
 }
 
 impl Needs {
-    /// The same with what the linear form needs of memory for each thread.
-    pub(super) fn with_linear(self, problem: &Problem<'_>, method: Option<&Method>, tasks: usize) -> Self {
+    /// The same with what the linear form needs of memory: for each thread, and for all that share a head of up to `most_keys`
+    /// keys.
+    pub(super) fn with_linear(
+        self,
+        problem: &Problem<'_>,
+        method: Option<&Method>,
+        most_keys: usize,
+        tasks: usize,
+    ) -> Self {
         let Some(method) = method else { return self };
-        let len = linear::workspace_len(&problem.call(), method, 1);
-        Self { thread: self.thread.max(len), tasks, ..self }
+        let call = problem.call();
+        let thread = self.thread.max(linear::workspace_len(&call, method, 1));
+        let longest = |sequence: &Sequence| Sequence { keys: most_keys.max(sequence.keys), ..*sequence };
+        let sequences: Vec<_> = call.sequences.iter().map(longest).collect();
+        let most_tasks = self.most_tasks.max(linear::tasks(&Call { sequences: &sequences, ..call }, method));
+        let shares = sequences.iter().any(|sequence| linear::can_share(&call, method, sequence));
+        Self { thread, tasks, most_tasks, shares, ..self }
     }
 
     /// The needs of `problem`, and of all that differ from it in their keys only, of which a sequence has up to
@@ -46,6 +60,7 @@ impl Needs {
             spans: own.spans.max(longest.spans).max(split.spans),
             tasks: own.tasks,
             most_tasks: own.tasks.max(longest.tasks).max(split.tasks),
+            shares: false,
         }
     }
 
@@ -54,14 +69,15 @@ impl Needs {
         let thread = launch::workspace_len(call, choice, 1);
         let two = launch::workspace_len(call, choice, 2);
         let spans = if tasks < 2 { 0 } else { two.saturating_sub(thread.saturating_mul(2)) };
-        Self { thread, spans, tasks, most_tasks: tasks }
+        Self { thread, spans, tasks, most_tasks: tasks, shares: false }
     }
 
-    /// f32 for this many threads.
-    pub(super) fn len(&self, threads: usize) -> usize {
+    /// f32 for this many threads; those of heads that are shared are counted by `shared`.
+    pub(super) fn len(&self, threads: usize, shared: impl Fn(usize) -> usize) -> usize {
         let threads = threads.clamp(1, self.most_tasks.max(1));
         let spans = if threads == 1 { 0 } else { self.spans };
-        self.thread.saturating_mul(threads).saturating_add(spans)
+        let own = self.thread.saturating_mul(threads);
+        own.saturating_add(if self.shares { spans.max(shared(threads)) } else { spans })
     }
 }
 
