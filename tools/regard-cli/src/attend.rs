@@ -63,6 +63,8 @@ Tensors of IN (f32 if nothing else is said; B batch, H heads of q, N queries, M 
   sinks           [H]: a logit that joins the denominator of softmax               optional
   alibi_slopes    [H]                                                              optional
   temperature     [H] or [B, H, N]                                                 optional
+  gates           [heads of k], in (0, 1]: a weight is multiplied by the gate for
+                  each step from the key to the query; as --gates does             optional
   q_offsets       i64 or i32 [sequences + 1]: first rows of packed queries         optional
   kv_offsets      i64 or i32 [sequences + 1]: first rows of packed keys            optional
   page_table      i64 or i32 [sequences, pages]: k is [pages, heads of k, rows, d],
@@ -77,6 +79,7 @@ Examples:
   regard attend in.safetensors out.safetensors --weighting poly --degree 3 --row-scale inv-n --n visible
   regard attend in.safetensors out.safetensors --weighting sigmoid --sigmoid-bias neg-log-n
   regard attend in.safetensors out.safetensors --temperature-schedule scaled-log-n --schedule-factor 0.4
+  regard attend in.safetensors out.safetensors --weighting taylor2 --causal top-left --form linear --gates 0.99
   regard attend in.safetensors out.safetensors --dtype int8
   regard attend in.safetensors out.safetensors --dtype bf16 --out-dtype bf16 --no-native-half
   regard attend in.safetensors out.safetensors --varlen 100,3000,77 --causal bottom-right --paged 16";

@@ -213,6 +213,7 @@ fn says_nothing(problem: &ProblemArgs) -> bool {
         n,
         scale,
         softcap,
+        gates,
         temperature,
         temperature_schedule,
         schedule_factor,
@@ -230,7 +231,7 @@ fn says_nothing(problem: &ProblemArgs) -> bool {
         threads: _,
         no_profile: _,
     } = problem;
-    let numbers = [coefficient, scale, softcap, temperature, schedule_factor];
+    let numbers = [coefficient, scale, softcap, gates, temperature, schedule_factor];
     let masks = [causal, anti_causal, align];
     *weighting == WeightingName::Softmax
         && *n == Count::AllKeys

@@ -84,9 +84,13 @@ struct Explanation<'a> {
 
 /// Runs the command.
 pub(crate) fn run(args: ExplainArgs, global: &Global) -> Result<(), CliError> {
-    let options = args.problem.attention()?;
+    let mut options = args.problem.attention()?;
     args.problem.check_layout(args.sequences.varlen.is_some())?;
     let sizes = args.shape.sizes(&args.sequences)?;
+    let gates = args.problem.gates(sizes.k[1])?;
+    if let Some(gates) = &gates {
+        options = options.gates(gates);
+    }
     let setup = setup::detect(args.problem.no_profile)?;
     let stand = Stand::new(&sizes, args.dtype);
     let problem = stand.problem(&options)?;

@@ -79,6 +79,10 @@ pub(crate) struct ProblemArgs {
     #[arg(long, value_parser = form, default_value = "auto", value_name = "quadratic|linear|auto",
           help_heading = "Execution")]
     pub(crate) form: Form,
+    /// Multiply the weight of a key by X for each step from it to the query: a gate in (0, 1], the same for all heads. Needs
+    /// --causal, and is computed in the linear form
+    #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Weighting")]
+    pub(crate) gates: Option<f32>,
     /// Widen bf16 to f32, and use no instructions that multiply it
     #[arg(long, help_heading = "Execution")]
     pub(crate) no_native_half: bool,
@@ -241,6 +245,21 @@ impl ProblemArgs {
             attention = attention.align(align);
         }
         Ok(attention)
+    }
+
+    /// A gate for each of so many heads of k, if there are gates.
+    ///
+    /// # Errors
+    /// [`CliError::Input`] for more heads than any model has.
+    pub(crate) fn gates(&self, kv_heads: usize) -> Result<Option<Vec<f32>>, CliError> {
+        const MOST_HEADS: usize = 1 << 20;
+        let Some(gate) = self.gates else { return Ok(None) };
+        if kv_heads > MOST_HEADS {
+            return Err(CliError::Input(format!(
+                "--gates with {kv_heads} heads of k; at most {MOST_HEADS} are possible"
+            )));
+        }
+        Ok(Some(vec![gate; kv_heads]))
     }
 
     /// The layout that was given, or the usual one of padded or packed sequences.

@@ -4,8 +4,8 @@ mod common;
 
 use common::*;
 use regard::{
-    Align, Attention, Count, Execution, Isa, Plan, Problem, RowScale, Setup, SigmoidBias, Temperature, View, ViewMut,
-    Weighting,
+    Align, Attention, Count, Execution, Form, Isa, Plan, Problem, RowScale, Setup, SigmoidBias, Temperature, View,
+    ViewMut, Weighting,
 };
 use safetensors::Dtype;
 
@@ -161,6 +161,20 @@ fn optional_tensors() {
     let rows: Vec<f32> = numbers(5, BATCH * HEADS * QUERIES).iter().map(|x| x.abs() + 0.1).collect();
     let per_row = softmax().temperature(Temperature::PerRow(&rows));
     check(&[], &per_row, &[("temperature", f32s(&[BATCH, HEADS, QUERIES], &rows))]);
+}
+
+/// Gates by the tensor of a file, one for each head of k, and one for all by an option.
+#[test]
+fn gates() {
+    let power = || new(Weighting::EvenPower { degree: 2 }).causal(Align::BottomRight);
+    let args = ["--weighting", "power", "--degree", "2", "--causal", "bottom-right", "--form", "linear"];
+    let linear = || power().form(Form::Linear);
+    check(&args, &linear(), &[]);
+    let gates = [0.5, 0.99];
+    check(&args, &linear().gates(&gates), &[("gates", f32s(&[KV_HEADS], &gates))]);
+    check(&[&args[..], &["--gates", "0.75"]].concat(), &linear().gates(&[0.75; KV_HEADS]), &[]);
+    // Gates are computed in the linear form unless it is forbidden.
+    check(&[&args[..6], &["--gates", "1"]].concat(), &power().gates(&[1.0; KV_HEADS]), &[]);
 }
 
 #[test]

@@ -155,6 +155,14 @@ fn values_of_tensors() {
     refused(&with(&[("temperature", heads(0.0))]), &[], 3, &["temperature is 0, but must be positive"]);
     refused(&with(&[("alibi_slopes", heads(f32::NAN))]), &["--align", "0"], 3, &["slope is NaN, but must be finite"]);
     refused(&with(&[("sinks", heads(f32::INFINITY))]), &[], 3, &["sink is inf"]);
+    let power = ["--weighting", "power", "--degree", "2", "--causal", "top-left"];
+    let gates = |gates: &[f32]| with(&[("gates", f32s(&[gates.len()], gates))]);
+    for gate in [0.0, -1.0, 1.5, f32::NAN, f32::INFINITY] {
+        refused(&gates(&[0.5, gate]), &power, 3, &["a gate is", "in (0, 1]"]);
+    }
+    refused(&gates(&[0.5; 4]), &power, 3, &["gates has shape [4], but [2] is expected", "one for each head of k"]);
+    let twice = [&power[..], &["--gates", "0.5"]].concat();
+    refused(&gates(&[0.5; 2]), &twice, 3, &["gates", "--gates", "exclude each other"]);
     let both = with(&[("temperature", heads(2.0))]);
     refused(&both, &["--temperature", "2"], 3, &["temperature", "--temperature", "exclude each other"]);
 }
@@ -185,7 +193,10 @@ fn options() {
     refused("--scale wide", 2, &["'wide'", "--scale"]);
     refused("--scale nan", 3, &["scale is NaN, but must be finite"]);
     refused("--softcap -1", 3, &["softcap is -1, but must be positive"]);
-    refused("--temperature -2", 3, &["temperature is -2, but must be positive"]);
+    for temperature in ["0", "-2", "NaN"] {
+        let args = format!("--temperature {temperature}");
+        refused(&args, 3, &[&format!("temperature is {temperature}, but must be positive")]);
+    }
     refused("--temperature-schedule scaled-log-n", 2, &["needs --schedule-factor"]);
     refused("--temperature-schedule log-n --schedule-factor 2", 2, &["--schedule-factor goes with", "scaled-log-n"]);
     refused("--temperature-schedule scaled-log-n --schedule-factor 0", 3, &["schedule is 0, but must be positive"]);
@@ -203,6 +214,14 @@ fn options() {
     refused("--out-dtype int8", 2, &["'int8'", "f32, f16 or bf16"]);
     refused("--out-dtype bf16", 3, &["out is bf16, but must be f32"]);
     refused("--split sometimes", 2, &["'sometimes'", "auto, never or a number of keys"]);
+    refused("--form quadratic --weighting taylor2 --causal top-left --gates 0.9", 3, &["quadratic form", "a gate"]);
+    refused("--gates 0.9 --weighting taylor2", 3, &["a gate"]);
+    refused("--causal top-left --gates 0.9", 3, &["the linear form does not take softmax"]);
+    for gate in ["0", "-0.5", "1.5", "NaN", "inf"] {
+        let args = format!("--weighting taylor2 --causal top-left --gates {gate}");
+        refused(&args, 3, &["a gate is", "in (0, 1]"]);
+    }
+    refused("--gates much", 2, &["'much'"]);
     refused("--form cubic", 2, &["'cubic'", "quadratic, linear or auto"]);
     refused("--form linear", 3, &["the linear form does not take softmax"]);
     refused("--weighting power --degree 6 --form linear", 3, &["does not take the degree", "4"]);

@@ -249,3 +249,14 @@ fn bad_options_are_one_line() {
     let huge = "bench --batch 100000 --heads 1000 --queries 100000 --head-dim 60000";
     assert!(place.fail(&huge.split(' ').collect::<Vec<_>>(), 1).contains("not enough memory"));
 }
+
+#[test]
+fn gates() {
+    let case = format!("{SMALL} --queries 40 --head-dim 8 --weighting taylor2 --causal top-left");
+    let line = &lines(&format!("{case} --form linear --gates 0.9"))[0];
+    assert!((line["gates"].as_f64().unwrap() - 0.9).abs() < 1e-6);
+    assert_eq!([&line["form"], &line["forms"][0]], ["linear", "linear"]);
+    // Of gates as they are, and not of a gate of 1.
+    assert!(line["max_abs_error"].as_f64().unwrap() < 1e-5, "{line}");
+    assert!(lines(&case)[0].get("gates").is_none());
+}

@@ -24,6 +24,7 @@ pub(super) struct Inputs {
     bias: Option<Tensor<f32>>,
     sinks: Option<Vec<f32>>,
     alibi_slopes: Option<Vec<f32>>,
+    gates: Option<Vec<f32>>,
     temperature: Option<Tensor<f32>>,
     /// Tensors that nobody asked for.
     pub(super) unused: Vec<String>,
@@ -58,16 +59,22 @@ impl Inputs {
                 (k, v, arrangement, None)
             }
         };
-        let per_head = |reader: &mut Reader<'_>, name| {
+        let per_head = |reader: &mut Reader<'_>, name, heads, reason| {
             optional(reader, name, |reader| {
                 let tensor = reader.f32(name)?;
-                expect(reader, name, &tensor.shape, &[&[heads]], "one for each head of q")?;
+                expect(reader, name, &tensor.shape, &[&[heads]], reason)?;
                 Ok(tensor.data)
             })
         };
+        let of_q = "one for each head of q";
+        let gates = per_head(reader, "gates", k.shape()[1], "one for each head of k")?;
+        if gates.is_some() && args.problem.gates.is_some() {
+            return Err(reader.error("gates", "and --gates exclude each other"));
+        }
         let inputs = Self {
-            sinks: per_head(reader, "sinks")?,
-            alibi_slopes: per_head(reader, "alibi_slopes")?,
+            sinks: per_head(reader, "sinks", heads, of_q)?,
+            alibi_slopes: per_head(reader, "alibi_slopes", heads, of_q)?,
+            gates: if gates.is_some() { gates } else { args.problem.gates(k.shape()[1])? },
             keep_mask: optional(reader, "keep_mask", |reader| at_most_rank4(reader, "keep_mask", Reader::flags))?,
             bias: optional(reader, "bias", |reader| at_most_rank4(reader, "bias", Reader::f32))?,
             temperature: optional(reader, "temperature", |reader| {
@@ -104,6 +111,9 @@ impl Inputs {
         }
         if let Some(slopes) = &self.alibi_slopes {
             options = options.alibi_slopes(slopes);
+        }
+        if let Some(gates) = &self.gates {
+            options = options.gates(gates);
         }
         if let Some(Tensor { data, shape }) = &self.temperature {
             let per_head = shape.len() == 1;

@@ -1,6 +1,6 @@
 //! One case: inputs, plan and measurement.
 
-use regard::{Dtype, Level, Plan, Problem, Sequence, Setup};
+use regard::{Attention, Dtype, Level, Plan, Problem, Sequence, Setup};
 use regard_simd::Extension;
 use regard_tuner::inputs;
 use regard_tuner::measure::{Arithmetic, Budget, Efficiency, Measurement, ReadProbe, ReadWay, Work, measure_against};
@@ -48,9 +48,18 @@ impl Case {
     /// Finds what is wrong with it. Takes no memory to speak of.
     pub(crate) fn check(&self) -> Result<(), CliError> {
         self.problem.check_layout(self.sequences.varlen.is_some())?;
-        let options = self.problem.attention()?;
         let sizes = self.shape.sizes(&self.sequences)?;
+        let gates = self.problem.gates(sizes.k[1])?;
+        let options = self.options(gates.as_deref())?;
         Stand::new(&sizes, self.dtype).problem(&options).map(drop)
+    }
+
+    fn options<'a>(&self, gates: Option<&'a [f32]>) -> Result<Attention<'a>, CliError> {
+        let options: Attention<'a> = self.problem.attention()?;
+        Ok(match gates {
+            Some(gates) => options.gates(gates),
+            None => options,
+        })
     }
 
     pub(crate) fn measure(&self, manner: Manner, setup: &Setup, ways: &mut Ways) -> Result<Line, CliError> {
@@ -75,8 +84,9 @@ impl Case {
         threads: &Threads,
         ways: &mut Ways,
     ) -> Result<Line, CliError> {
-        let options = self.problem.attention()?;
         let sizes = self.shape.sizes(&self.sequences)?;
+        let gates = self.problem.gates(sizes.k[1])?;
+        let options = self.options(gates.as_deref())?;
         let cache = setup.machine.caches.l3_or_default();
         let bytes = read_bytes(&Stand::new(&sizes, self.dtype).problem(&options)?);
         let copies = if manner.warm { 1 } else { copies(&sizes, self.dtype, bytes, cache) };

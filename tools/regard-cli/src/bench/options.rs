@@ -18,6 +18,7 @@ pub(super) fn to_json(problem: &ProblemArgs, packed: bool) -> Map<String, Value>
         ("coefficient", problem.coefficient),
         ("scale", problem.scale),
         ("softcap", problem.softcap),
+        ("gates", problem.gates),
         ("temperature", problem.temperature),
         ("schedule_factor", problem.schedule_factor),
     ];
