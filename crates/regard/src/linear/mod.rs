@@ -12,7 +12,7 @@ use crate::options::{Attention, Form};
 use crate::{Error, Problem, Weighting};
 
 /// Keys from which on [`Form::Auto`] takes the linear form at all. Below, there is little to win (at d 16, where forms cross
-/// at about 500 keys, some 10 us a head), and the quadratic form has the smaller rounding errors.
+/// at about 430 keys, some 10 us a head), and the quadratic form has the smaller rounding errors.
 const LEAST_KEYS: usize = 1024;
 
 /// Multiply-adds that forming a monomial and its norm takes the time of.
@@ -148,10 +148,10 @@ pub(crate) fn takes_linear(problem: &Problem<'_>, series: &Series, sequence: &Se
 ///
 /// | weights, d | measured | counted |
 /// |---|---|---|
-/// | degree 2, 16 / 32 / 64 / 128 | 390 / 1232 / 4498 / 17379 | 340 / 1188 / 4420 / 17028 |
-/// | Taylor-2, 16 / 64 | 420 / 4596 | 383 / 4558 |
-/// | degree 3, 16 / 32 | 1978 / 13018 | 2040 / 13464 |
-/// | degree 1, 64 | 201 | 136 |
+/// | degree 2, 16 / 32 / 64 / 128 | 417 / 1229 / 4515 / 17326 | 340 / 1188 / 4420 / 17028 |
+/// | Taylor-2, 16 / 64 | 440 / 4625 | 383 / 4558 |
+/// | degree 3, 16 / 32 | 1991 / 13280 | 2040 / 13464 |
+/// | degree 1, 64 | 208 | 136 |
 fn pays(problem: &Problem<'_>, series: &Series, queries: usize, keys: usize, pairs: f64) -> bool {
     let shape = problem.shape;
     let native = if problem.is_native_bf16() { NATIVE } else { 1.0 };
