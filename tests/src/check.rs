@@ -3,7 +3,8 @@
 use regard::reference::{self, Row};
 use regard::{Dtype, Execution, Problem, Setup, Weighting};
 
-use crate::{Bound, Case, Output, Spec, bound, output_rounding, run};
+use crate::tolerance::{KvHead, bound_in};
+use crate::{Bound, Case, Output, Spec, output_rounding, run};
 
 /// How close a result came.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -59,10 +60,14 @@ pub fn compare(case: &Case<'_>, problem: &Problem<'_>, output: &Output) -> Repor
     let mut report = Report::default();
     case.agrees_with(problem.sequences());
     let columns = problem.shape().value_dim;
+    let mut kv: Option<KvHead> = None;
     for row in case.rows() {
         let path = &output.paths[row[0]];
         let oracle = reference::row(problem, path.rounding, row);
-        let bound = bound(case, &oracle, row, path);
+        if kv.as_ref().is_none_or(|kv| !kv.is_of(case, row)) {
+            kv = Some(KvHead::of(case, row));
+        }
+        let bound = bound_in(case, kv.as_ref().expect("just made"), &oracle, row, path);
         let place = || {
             let Spec { weighting, .. } = &case.spec;
             format!("{weighting:?}, {}, row {row:?}, {path:?}, {:?}", problem.shape(), case.spec)

@@ -63,18 +63,53 @@ pub struct Bound {
 
 /// The bound of one row of a case, `[sequence, head, query]`, that was computed in this way.
 pub fn bound(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path) -> Bound {
-    bound_of(case, row, index, path, &cuts(case, index, path), true)
+    bound_of(case, &KvHead::of(case, index), row, index, path, &cuts(case, index, path), true)
+}
+
+/// The same with the keys and values of its head at hand.
+pub(crate) fn bound_in(case: &Case<'_>, kv: &KvHead, row: &Row, index: [usize; 3], path: &Path) -> Bound {
+    bound_of(case, kv, row, index, path, &cuts(case, index, path), true)
+}
+
+/// Keys and values of one head of a sequence in f64, which all rows that see them share.
+pub(crate) struct KvHead {
+    place: [usize; 2],
+    keys: Vec<Vec<f64>>,
+    values: Vec<Vec<f64>>,
+}
+
+impl KvHead {
+    /// Those of a row, `[sequence, head, query]`.
+    pub(crate) fn of(case: &Case<'_>, index: [usize; 3]) -> Self {
+        let [sequence, kv_head] = Self::place(case, index);
+        let keys = 0..case.shape(sequence).keys;
+        Self {
+            place: [sequence, kv_head],
+            keys: keys.clone().map(|key| case.key([sequence, kv_head, key])).collect(),
+            values: keys.map(|key| case.value([sequence, kv_head, key])).collect(),
+        }
+    }
+
+    /// Whether a row sees them.
+    pub(crate) fn is_of(&self, case: &Case<'_>, index: [usize; 3]) -> bool {
+        self.place == Self::place(case, index)
+    }
+
+    fn place(case: &Case<'_>, [sequence, head, _]: [usize; 3]) -> [usize; 2] {
+        [sequence, head / (case.q.shape()[1] / case.k.shape()[1])]
+    }
 }
 
 /// The same for keys that were cut into parts at these places, of which the first is 0 and the last the number of keys, and
 /// merged in any order.
 pub fn bound_of_parts(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path, cuts: &[usize]) -> Bound {
-    bound_of(case, row, index, path, cuts, true)
+    bound_of(case, &KvHead::of(case, index), row, index, path, cuts, true)
 }
 
 /// How far results of two ways that round scores alike may differ: the bound of each without the errors of scores.
 pub fn bound_between(case: &Case<'_>, row: &Row, index: [usize; 3], paths: [&Path; 2]) -> Bound {
-    let [mut a, b] = paths.map(|path| bound_of(case, row, index, path, &cuts(case, index, path), false));
+    let kv = KvHead::of(case, index);
+    let [mut a, b] = paths.map(|path| bound_of(case, &kv, row, index, path, &cuts(case, index, path), false));
     a.out.iter_mut().zip(b.out).for_each(|(a, b)| *a += b);
     a.lse += b.lse;
     a
@@ -95,10 +130,18 @@ fn cuts(case: &Case<'_>, index: [usize; 3], path: &Path) -> Vec<usize> {
     (0..keys).step_by(path.span.max(1)).chain([keys]).collect()
 }
 
-fn bound_of(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path, cuts: &[usize], with_scores: bool) -> Bound {
+fn bound_of(
+    case: &Case<'_>,
+    kv: &KvHead,
+    row: &Row,
+    index: [usize; 3],
+    path: &Path,
+    cuts: &[usize],
+    with_scores: bool,
+) -> Bound {
     let spec = &case.spec;
     let shape = case.shape(index[0]);
-    let mut scores = scores(case, index, path);
+    let mut scores = scores(case, kv, index, path);
     if !with_scores {
         scores.iter_mut().flatten().for_each(|(_, ds)| *ds = 0.0);
     }
@@ -110,7 +153,7 @@ fn bound_of(case: &Case<'_>, row: &Row, index: [usize; 3], path: &Path, cuts: &[
     // What becomes of a weight on its way to V.
     let carried = if path.native { BF16 } else { 0.0 } + if is_scaled(case, path) { EPS } else { 0.0 };
     let cut = Cut { path, cuts };
-    let values = Values { case, scores, sequence: index[0], head: index[1] / (shape.query_heads / shape.kv_heads) };
+    let values = Values { case, kv, scores };
     let mut bound = match &spec.weighting {
         Weighting::HardLeft | Weighting::HardRight | Weighting::AverageHard => {
             let ties = row.weights.iter().filter(|weight| **weight != 0.0).count();
@@ -240,10 +283,9 @@ fn pointwise(spec: &Spec<'_>, score: Option<(f64, f64)>) -> (f64, f64) {
 }
 
 /// The final scores of a row in f64, with how far each may be off.
-fn scores(case: &Case<'_>, [sequence, head, query]: [usize; 3], path: &Path) -> Vec<Option<(f64, f64)>> {
+fn scores(case: &Case<'_>, kv: &KvHead, [sequence, head, query]: [usize; 3], path: &Path) -> Vec<Option<(f64, f64)>> {
     let spec = &case.spec;
     let shape = case.shape(sequence);
-    let kv_head = head / (shape.query_heads / shape.kv_heads);
     let keys = shape.keys;
     let seen: Vec<bool> = (0..keys).map(|key| spec.sees(&shape, [sequence, head, query, key])).collect();
     let n = spec.length(keys, seen.iter().filter(|seen| **seen).count());
@@ -260,7 +302,7 @@ fn scores(case: &Case<'_>, [sequence, head, query]: [usize; 3], path: &Path) -> 
     };
     let score = |key: usize| {
         let (mut product, mut magnitude, mut size) = (0.0, 0.0, 0.0);
-        for (q, k) in q.iter().zip(case.key([sequence, kv_head, key])) {
+        for (q, k) in q.iter().zip(&kv.keys[key]) {
             let term = q * k;
             product += term;
             magnitude += term.abs();
@@ -286,9 +328,8 @@ fn scores(case: &Case<'_>, [sequence, head, query]: [usize; 3], path: &Path) -> 
 /// The values that one row sees.
 struct Values<'a> {
     case: &'a Case<'a>,
+    kv: &'a KvHead,
     scores: &'a [Option<(f64, f64)>],
-    sequence: usize,
-    head: usize,
 }
 
 impl Values<'_> {
@@ -298,7 +339,8 @@ impl Values<'_> {
         if !path.fixed {
             return errors;
         }
-        let scale = |key: usize| self.case.value_scale([self.sequence, self.head, key]).map_or(1.0, f64::abs);
+        let [sequence, head] = self.kv.place;
+        let scale = |key: usize| self.case.value_scale([sequence, head, key]).map_or(1.0, f64::abs);
         for part in cuts.windows(2) {
             for first in (part[0]..part[1]).step_by(path.key_block) {
                 let block = first..part[1].min(first + path.key_block);
@@ -319,7 +361,7 @@ impl Values<'_> {
         let mut sums = vec![0.0; self.case.v.shape()[3]];
         for key in (0..self.scores.len()).filter(|key| self.scores[*key].is_some()) {
             let weight = weight(key);
-            for (sum, v) in sums.iter_mut().zip(self.case.value([self.sequence, self.head, key])) {
+            for (sum, v) in sums.iter_mut().zip(&self.kv.values[key]) {
                 *sum += weight * v.abs();
             }
         }

@@ -3,6 +3,9 @@
 //! type, with bf16 instructions and without.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
 use regard::{Align, Dtype, Execution, Level, Plan, Temperature, View, Weighting, reference};
 use regard_tests::{
     Case, Layout, Lists, Output, Random, SLOW, Spec, Stored, Tensor, bound, compare, is_native, levels, run_plan_as,
@@ -136,47 +139,57 @@ const STEPS: [usize; 4] = [1, 2, 7, 15];
 #[test]
 fn decode_is_the_last_row_of_prefill() {
     let prompt = Prompt::new(if SLOW { 40 } else { 75 }, false);
-    let mut kernels = std::collections::BTreeSet::new();
-    let mut turn = 0;
-    for dtypes in DTYPES {
-        let all = Stored::three([&prompt.rows.q, &prompt.k, &prompt.v], dtypes[0], dtypes[1]);
-        for queries in STEPS {
-            let rows = prompt.last(queries);
-            let last = Stored::three([&rows.q, &prompt.k, &prompt.v], dtypes[0], dtypes[1]);
-            for weighting in weightings() {
-                let specs = prompt.specs(&weighting, &prompt.rows);
-                for (i, (before, after)) in specs.into_iter().zip(prompt.specs(&weighting, &rows)).enumerate() {
-                    turn += 1;
-                    // Selection with terms may choose either of two scores that rounding cannot tell apart: see below.
-                    if SLOW && turn % 5 != 0 {
-                        continue;
-                    }
-                    if (i + turn / 11) % STEPS.len() != turn % STEPS.len() || (before.selects() && before.has_terms()) {
-                        continue;
-                    }
-                    for level in levels() {
-                        // Powers exceed what f16 can hold.
-                        let large = matches!(weighting, regard::Weighting::Polynomial { .. });
-                        let out = if turn % 3 == 0 && !large { dtypes[0] } else { Dtype::F32 };
-                        let native = Some(turn % 5 != 0);
-                        let [before, after] = [&before, &after].map(|spec| Spec {
-                            native_half: native,
-                            native_int8: native,
-                            ..spec.clone()
-                        });
-                        let prefill = run(&before, &all, *level, out);
-                        let decode = run(&after, &last, *level, out);
-                        assert!(prefill.kernel.contains("_lanes_") && decode.kernel.contains("_rows_"));
-                        let both = [prefill.kernel, decode.kernel].map(is_native);
-                        assert_eq!(both[0], both[1], "{} and {}", prefill.kernel, decode.kernel);
-                        close(&prefill, &decode);
-                        kernels.extend([prefill.kernel, decode.kernel]);
-                    }
+    let kernels = Mutex::new(BTreeSet::new());
+    let cases = weightings().iter().map(|weighting| prompt.specs(weighting, &prompt.rows).len()).sum::<usize>();
+    std::thread::scope(|scope| {
+        for (i, dtypes) in DTYPES.into_iter().enumerate() {
+            let (prompt, kernels) = (&prompt, &kernels);
+            scope.spawn(move || {
+                let used = decode_of(prompt, dtypes, i * STEPS.len() * cases);
+                kernels.lock().expect("no one panics with it").extend(used);
+            });
+        }
+    });
+    println!("on {:?}", kernels.into_inner());
+}
+
+/// One pair of element types; `turn` says which cases. Gives the kernels.
+fn decode_of(prompt: &Prompt, dtypes: [Dtype; 2], mut turn: usize) -> BTreeSet<&'static str> {
+    let mut kernels = BTreeSet::new();
+    let all = Stored::three([&prompt.rows.q, &prompt.k, &prompt.v], dtypes[0], dtypes[1]);
+    for queries in STEPS {
+        let rows = prompt.last(queries);
+        let last = Stored::three([&rows.q, &prompt.k, &prompt.v], dtypes[0], dtypes[1]);
+        for weighting in weightings() {
+            let specs = prompt.specs(&weighting, &prompt.rows);
+            for (i, (before, after)) in specs.into_iter().zip(prompt.specs(&weighting, &rows)).enumerate() {
+                turn += 1;
+                // Selection with terms may choose either of two scores that rounding cannot tell apart: see below.
+                if SLOW && turn % 5 != 0 {
+                    continue;
+                }
+                if (i + turn / 11) % STEPS.len() != turn % STEPS.len() || (before.selects() && before.has_terms()) {
+                    continue;
+                }
+                for level in levels() {
+                    // Powers exceed what f16 can hold.
+                    let large = matches!(weighting, regard::Weighting::Polynomial { .. });
+                    let out = if turn % 3 == 0 && !large { dtypes[0] } else { Dtype::F32 };
+                    let native = Some(turn % 5 != 0);
+                    let [before, after] =
+                        [&before, &after].map(|spec| Spec { native_half: native, native_int8: native, ..spec.clone() });
+                    let prefill = run(&before, &all, *level, out);
+                    let decode = run(&after, &last, *level, out);
+                    assert!(prefill.kernel.contains("_lanes_") && decode.kernel.contains("_rows_"));
+                    let both = [prefill.kernel, decode.kernel].map(is_native);
+                    assert_eq!(both[0], both[1], "{} and {}", prefill.kernel, decode.kernel);
+                    close(&prefill, &decode);
+                    kernels.extend([prefill.kernel, decode.kernel]);
                 }
             }
         }
     }
-    println!("on {kernels:?}");
+    kernels
 }
 
 /// Products of whole numbers are exact in every order of summation, and so are soft-caps and terms of them: selection chooses the

@@ -59,7 +59,7 @@ pub fn row(problem: &Problem<'_>, rounding: impl Into<Rounding>, [index, head, q
     let q_row = [sequence.batch, head, sequence.first_query + query];
     // Selection compares scores before the temperature, which is positive: not even an infinite one (ln 1) makes a tie.
     let divisor = if selects { 1.0 } else { temperature(problem, q_row, n) };
-    let (q, _) = elements(&call.q, q_row, shape.head_dim);
+    let (q, _) = elements(&call.q, q_row);
     let key_row = |key| {
         let [batch, row] = problem.key_place(index, key);
         [batch, kv_head, row]
@@ -70,7 +70,7 @@ pub fn row(problem: &Problem<'_>, rounding: impl Into<Rounding>, [index, head, q
                 // Whatever lies behind a mask is not looked at.
                 return f64::NEG_INFINITY;
             }
-            let (k, scale) = elements(&call.k, key_row(key), shape.head_dim);
+            let (k, scale) = elements(&call.k, key_row(key));
             let product = if selects {
                 f64::from(rounding.product(&q, &k, scale))
             } else {
@@ -110,22 +110,28 @@ pub fn row(problem: &Problem<'_>, rounding: impl Into<Rounding>, [index, head, q
     let mut out = vec![0.0; shape.value_dim];
     // A key that was not selected is not looked at either.
     for key in (0..keys).filter(|key| visible[*key] && !(selects && weights[*key] == 0.0)) {
-        let [batch, head, row] = key_row(key);
-        for (c, out) in out.iter_mut().enumerate() {
-            *out += weights[key] * f64::from(call.v.get([batch, head, row, c]));
+        let (v, scale) = elements(&call.v, key_row(key));
+        for (out, v) in out.iter_mut().zip(v) {
+            *out += weights[key] * f64::from(scale.map_or(v, |scale| v * scale));
         }
     }
     Row { out, lse: log_sum_exp(&scores, &visible, sink), weights }
 }
 
 /// The elements of a row, widened, and the scale that they are still to be multiplied with if they have one.
-fn elements(tensor: &Tensor<'_>, [batch, head, row]: [usize; 3], columns: usize) -> (Vec<f32>, Option<f32>) {
+fn elements(tensor: &Tensor<'_>, index: [usize; 3]) -> (Vec<f32>, Option<f32>) {
+    fn widened<E: Element>(row: &[E]) -> Vec<f32> {
+        row.iter().map(|x| x.widen()).collect()
+    }
+    let [batch, head, row] = index;
     match tensor {
+        Tensor::F32(view) => (view.row(index).to_vec(), None),
+        Tensor::F16(view) => (widened(view.row(index)), None),
+        Tensor::Bf16(view) => (widened(view.row(index)), None),
         Tensor::Int8(quantised) => {
-            let element = |c| quantised.data.get([batch, head, row, c]).widen();
-            ((0..columns).map(element).collect(), Some(*quantised.scales.get([batch, head, row, 0])))
+            (widened(quantised.data.row(index)), Some(*quantised.scales.get([batch, head, row, 0])))
         }
-        tensor => ((0..columns).map(|c| tensor.get([batch, head, row, c])).collect(), None),
+        other => ((0..other.shape()[3]).map(|c| other.get([batch, head, row, c])).collect(), None),
     }
 }
 
