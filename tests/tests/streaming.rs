@@ -284,6 +284,14 @@ fn states_say_what_is_wrong_and_stay_as_they_were() {
     no_meaning(Attention::softmax().alibi_slopes(&[0.1; HEADS]));
     no_meaning(Attention::softmax().log_n_schedule(1.0));
     no_meaning(Attention::new(Weighting::Relu).row_scale(RowScale::InvN));
+    for temperature in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let options = Attention::softmax().temperature(Temperature::Constant(temperature));
+        assert!(matches!(State::new(&options, q(), SHAPE), Err(Error::Number { name: "temperature", .. })));
+    }
+    for weighting in [Weighting::EvenPower { degree: 3 }, Weighting::Polynomial { degree: 9 }] {
+        let found = State::new(&Attention::new(weighting), q(), SHAPE);
+        assert!(matches!(found, Err(Error::Number { name: "degree", .. })));
+    }
     let wrong_heads = State::new(&Attention::softmax(), q(), StateShape { kv_heads: 3, value_dim: 1 });
     assert!(matches!(wrong_heads, Err(Error::Heads { query_heads: HEADS, kv_heads: 3 })));
     let options = Attention::softmax();
@@ -457,6 +465,10 @@ fn prefixes_say_what_is_wrong() {
     assert!(matches!(wrong(Attention::softmax().causal(Align::TopLeft)), Error::NoMeaning { .. }));
     assert!(matches!(wrong(Attention::softmax().log_n_schedule(1.0)), Error::NoMeaning { .. }));
     assert!(matches!(wrong(Attention::softmax().scale(f32::NAN)), Error::Number { .. }));
+    for temperature in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let options = Attention::softmax().temperature(Temperature::Constant(temperature));
+        assert!(matches!(wrong(options), Error::Number { name: "temperature", .. }), "{temperature}");
+    }
     let rows = [1.0; BATCH * HEADS];
     assert!(matches!(wrong(Attention::softmax().temperature(Temperature::PerRow(&rows))), Error::NoMeaning { .. }));
     let two = Data::new(2, 10, |random| random.normal());
