@@ -85,6 +85,9 @@
 //! ties of the next layer, unless Booleans are repaired in between:
 //! `uniform_tieless::errors_break_ties_unless_repaired`.
 //!
+//! # Observed
+//! Nothing: the paper is theory. That trained transformers come near to hard attention is assumed by it, and not claimed here.
+//!
 //! # Shown
 //! The example `temperature_to_hard` prints errors beside the bound, and temperatures against n. The example
 //! `temporal_logic` compiles formulas to hard attention and to softmax with repair, and checks both on all words up to

@@ -52,6 +52,9 @@
 //! of the authors, with machine-checked proofs which we have not checked. What can be relied on is the conclusion for
 //! functions that *are* such maxima of minima.
 //!
+//! # Observed
+//! Nothing: the paper is theory, and so is what is tested here.
+//!
 //! # Shown
 //! The example `spline` samples ReLU attention along a line of tokens, and prints its knots and pieces. The example
 //! `custom_weighting` makes a smooth ReLU, and prints how far it is from the spline.

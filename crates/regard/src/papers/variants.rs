@@ -11,10 +11,31 @@
 //! # Powers
 //! Gelada, Buckman, Zhang and Bach, arXiv:2507.04239: weights `s^p / sum s^p`, p even, a distribution. Here
 //! [`Weighting::EvenPower`](crate::Weighting::EvenPower). Proved (derived here): invariance to the scale and sign of
-//! queries, `polynomial::even_powers_know_no_scale`. A row of zero scores gives zeros. The linear-time form
-//! of degrees 2 and 4 over symmetric products is [`Form::Linear`](crate::Form::Linear), causal in chunks as in those papers, and
-//! [`LinearState`](crate::LinearState) for decoding; gates are constant for each head ([`gates`](crate::Attention::gates)),
-//! where the papers have one for each token. Tests: `linear.rs`.
+//! queries, `polynomial::even_powers_know_no_scale`. A row of zero scores gives zeros. Gates are constant for each head
+//! ([`gates`](crate::Attention::gates)), where the papers have one for each token.
+//!
+//! # Linear time
+//! With `phi` the symmetric products of degree p of a row, `C(d + p - 1, p)` of them, and `g` the gate (1 for none):
+//!
+//! ```text
+//! <q, k>^p = <phi(q), phi(k)>
+//! state_i = g state_(i-1) + phi(k_i) (v_i, 1)^T
+//! out_i = phi(q_i) state_i,    even powers and Taylor-2: over its last column
+//! ```
+//!
+//! Here [`Form::Linear`](crate::Form::Linear): causal in chunks, quadratic inside each, as in those papers; one state of all keys
+//! without a mask; and [`LinearState`](crate::LinearState) for decoding. Degrees 1 and 2 (up to 511 columns), 3 (32) and 4 (16).
+//!
+//! | statement | source | test, in `tests/tests/linear` |
+//! |---|---|---|
+//! | `<q, k>^p` is a scalar product of products | classical | `polynomial::powers_are_linear_over_features` of the papers |
+//! | both forms are the same function, up to rounding | by definition | `prefill::agrees_with_the_definition`, `prefill::both_forms_agree` |
+//! | gates decay by distance, and a gate of 1 is none | the papers, for gates of tokens | `prefill::gates`, `prefill::a_gate_of_one_is_none` |
+//! | decoding by the recurrence is prefill, bit for bit, in memory that does not grow | the papers; the bits are ours | `state::decoding_gives_the_bits_of_prefill` |
+//! | states of parts merge to that of the whole | derived here | `state::merges` |
+//! | threads, batches and how rows are shared out change no bit | ours | `prefill::any_company`, `prefill::one_long_head` |
+//!
+//! Rounding errors go with `(sum over c of |q_c k_c|)^p`, and not with the score: the tests allow that, and no more.
 //!
 //! # Taylor polynomials
 //! Arora et al., arXiv:2402.18668 (Based): weights `t(s) / sum t(s)` with `t(s) = 1 + s + s^2 / 2`. Here
@@ -56,6 +77,11 @@
 //! Press et al., arXiv:2108.12409: `-slope |i - j|` added to scores, here
 //! [`alibi_slopes`](crate::Attention::alibi_slopes). Under softmax and a causal mask it is gating by `e^-slope`:
 //! `softmax::alibi_is_gating`.
+//!
+//! # Shown
+//! The example `temperature_to_hard` prints temperatures against n; `polynomial_vs_softmax` what powers cost; the documentation of
+//! [`LinearState`](crate::LinearState) decodes token by token. `cargo bench --bench crossover` prints from which length on the
+//! linear form is faster.
 //!
 //! # Not there
 //! Sparsemax and entmax, stick-breaking and differential attention, adaptive temperatures, gates that depend on the token, and
