@@ -111,6 +111,12 @@ const RUN: usize = 16;
 impl<P: Pointwise> Map<P> {
     /// As [`Weighting::weigh`], and says from where to where there are weights other than zero.
     ///
+    /// Runs of zeros between others are not left out. The value product is one chain of multiply-adds over the keys of a block; it
+    /// goes on unchanged past products of zero, and would go on so across a gap, but parts computed apart are added up in another
+    /// order. Whether there is a gap depends on all rows of the sub-tile, so that a row's bits would depend on its company. A
+    /// product that carries its sums across gaps needs one more loop around the innermost one, which every other weighting would
+    /// pay for.
+    ///
     /// # Safety
     /// As for [`Weighting::weigh`].
     #[inline(always)]
