@@ -179,11 +179,8 @@ impl Plan {
     /// f32 of workspace that a run on `threads` threads takes: enough for every problem that differs from the planned
     /// one in keys and their numbers only. [`Plan::workspace_len_for`] is for others.
     pub fn workspace_len(&self, threads: usize) -> usize {
-        let shared = |threads| {
-            let method = self.linear.as_ref().expect("only the linear form shares heads");
-            regard_kernels::linear::shared_len(method, self.key.shape.value_dim, threads)
-        };
-        self.needs.len(threads, shared)
+        let shared = |method, threads| regard_kernels::linear::shared_len(method, self.key.shape.value_dim, threads);
+        self.needs.len(threads, |threads| self.linear.as_ref().map_or(0, |method| shared(method, threads)))
     }
 
     /// The same in bytes.
