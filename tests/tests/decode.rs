@@ -165,7 +165,7 @@ fn decode_of(prompt: &Prompt, dtypes: [Dtype; 2], mut turn: usize) -> BTreeSet<&
             for (i, (before, after)) in specs.into_iter().zip(prompt.specs(&weighting, &rows)).enumerate() {
                 turn += 1;
                 // Selection with terms may choose either of two scores that rounding cannot tell apart: see below.
-                if SLOW && turn % 5 != 0 {
+                if SLOW && !turn.is_multiple_of(5) {
                     continue;
                 }
                 if (i + turn / 11) % STEPS.len() != turn % STEPS.len() || (before.selects() && before.has_terms()) {
@@ -174,8 +174,8 @@ fn decode_of(prompt: &Prompt, dtypes: [Dtype; 2], mut turn: usize) -> BTreeSet<&
                 for level in levels() {
                     // Powers exceed what f16 can hold.
                     let large = matches!(weighting, regard::Weighting::Polynomial { .. });
-                    let out = if turn % 3 == 0 && !large { dtypes[0] } else { Dtype::F32 };
-                    let native = Some(turn % 5 != 0);
+                    let out = if turn.is_multiple_of(3) && !large { dtypes[0] } else { Dtype::F32 };
+                    let native = Some(!turn.is_multiple_of(5));
                     let [before, after] =
                         [&before, &after].map(|spec| Spec { native_half: native, native_int8: native, ..spec.clone() });
                     let prefill = run(&before, &all, *level, out);
