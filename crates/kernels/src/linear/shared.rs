@@ -18,8 +18,9 @@ use super::steps::{Step, steps};
 use crate::launch::{Call, Sequence};
 
 /// Multiply-adds from which on threads share a head. On two cores of Zen 4, one head, causal, degree 2: at a quarter of it (d 16,
-/// 4096 keys, 0.7 ms) two threads took 1.15 times as long as one, at twice as many (d 64, 512 keys, 2.1 ms) they were 1.3 times
-/// as fast, and from 4096 keys on 1.6 to 1.9 times.
+/// 4096 keys, 0.7 ms) two threads took 1.15 times as long as one, at twice as many (d 64, 512 keys, 2.1 ms) they were 1.45 times
+/// as fast, and 1.5 to 1.8 times from 1024 to 65536 keys. What is missing to 2 is that states are written and read once each
+/// through the last level of caches, where one thread keeps its only state nearer.
 pub(super) const LEAST_WORK: f64 = (1 << 26) as f64;
 
 /// Multiply-adds of a window: a meeting must be little against them.
