@@ -100,6 +100,24 @@ pub fn int8_chains(level: Level, iterations: u64) -> Option<u64> {
     Some(iterations * operations_of_a_pass)
 }
 
+/// Runs `iterations` passes over independent chains of dot products of pairs of 16-bit integers, added up in i32, and gives the
+/// number of integer operations that this took: 4 per lane of 32 bits and instruction, two multiplications and two additions.
+///
+/// `None` where [`Extension::Vnni`](crate::Extension::Vnni) is not to be had at the level. Otherwise as [`fma_chains`].
+pub fn int16_chains(level: Level, iterations: u64) -> Option<u64> {
+    // At least one pass, to know what it is.
+    let passes = iterations.max(1);
+    let operations_of_a_pass = match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(_) if std::arch::is_x86_feature_detected!("avx512vnni") => {
+            // SAFETY: the token in the level exists only where its features were detected, and the other one was now.
+            unsafe { x86_64::avx512_int16_chains(passes) }
+        }
+        _ => return None,
+    };
+    Some(iterations * operations_of_a_pass)
+}
+
 /// The chains of the portable level. Gives the floating point operations of one pass.
 #[inline(never)]
 fn portable_chains(iterations: u64) -> u64 {
@@ -139,6 +157,18 @@ mod tests {
             assert_eq!(one.is_some(), Extension::Bf16.is_available_at(isa), "{isa}");
             assert_eq!(bf16_chains(level, 1000), one.map(|one| 1000 * one), "{isa}");
             assert_eq!(bf16_chains(level, 0), one.map(|_| 0), "{isa}");
+            assert!(one.is_none_or(|one| one.is_multiple_of(4 * isa.lanes() as u64)), "{isa}: {one:?}");
+        }
+    }
+
+    #[test]
+    fn int16_chains_are_where_the_extension_is() {
+        for &level in Level::available() {
+            let isa = level.isa();
+            let one = int16_chains(level, 1);
+            assert_eq!(one.is_some(), Extension::Vnni.is_available_at(isa), "{isa}");
+            assert_eq!(int16_chains(level, 1000), one.map(|one| 1000 * one), "{isa}");
+            assert_eq!(int16_chains(level, 0), one.map(|_| 0), "{isa}");
             assert!(one.is_none_or(|one| one.is_multiple_of(4 * isa.lanes() as u64)), "{isa}: {one:?}");
         }
     }

@@ -31,7 +31,7 @@ pub use compare::{Comparison, RoundRobin, compare, round_robin, round_robin_with
 pub use regard_simd::probe::ReadWay;
 
 pub(crate) use self::stopwatch::Stopwatch;
-use crate::stats::median;
+use crate::stats::{Interval, median};
 
 /// The shortest sample of timed work, in seconds: a thousand times what reading the clock costs, and more.
 const SAMPLE_SECONDS: f64 = 1e-3;
@@ -82,12 +82,16 @@ pub struct Work {
 pub struct Measurement {
     /// The median time of a call, in seconds.
     pub seconds: f64,
+    /// Its 95 % interval.
+    pub interval: Interval,
     /// Rounds that were made.
     pub rounds: usize,
     /// The medians of all ceilings.
     pub ceilings: Ceilings,
     /// The floating point operations against the peak of their arithmetic, in GFLOP/s, if that was probed.
     pub compute: Option<Efficiency>,
+    /// The same against the f32 multiply-add peak, whatever the arithmetic, if that was probed.
+    pub compute_f32: Option<Efficiency>,
     /// The bytes against the read bandwidth, in GB/s, if that was probed.
     pub memory: Option<Efficiency>,
 }
@@ -96,12 +100,22 @@ impl Measurement {
     /// The fraction of whichever ceiling is the nearer one, round by round: the least time that the probed ceilings
     /// allow over the time that was taken. `None` if nothing was probed.
     pub fn fraction_of_roof(&self) -> Option<f64> {
-        let (Some(compute), Some(memory)) = (&self.compute, &self.memory) else {
-            return self.compute.as_ref().or(self.memory.as_ref()).map(|only| only.fraction);
-        };
-        let nearer: Vec<f64> = compute.ratios.iter().zip(&memory.ratios).map(|(c, m)| c.max(*m)).collect();
-        Some(median(&nearer))
+        nearer(&self.compute, &self.memory)
     }
+
+    /// The same with the f32 peak in the place of that of the arithmetic. Dot products may exceed it.
+    pub fn fraction_of_f32_roof(&self) -> Option<f64> {
+        nearer(&self.compute_f32, &self.memory)
+    }
+}
+
+/// The median over rounds of the greater one of two ratios, or of the only one.
+fn nearer(compute: &Option<Efficiency>, memory: &Option<Efficiency>) -> Option<f64> {
+    let (Some(compute), Some(memory)) = (compute, memory) else {
+        return compute.as_ref().or(memory.as_ref()).map(|only| only.fraction);
+    };
+    let nearer: Vec<f64> = compute.ratios.iter().zip(&memory.ratios).map(|(c, m)| c.max(*m)).collect();
+    Some(median(&nearer))
 }
 
 /// A rate and its ceiling, both in 10^9 per second (GFLOP/s or GB/s).
@@ -211,12 +225,14 @@ mod tests {
             |ratios: [f64; 3]| Efficiency { rate: 1.0, ceiling: 1.0, fraction: 0.5, ratios: ratios.into() };
         let mut found = Measurement {
             seconds: 1.0,
+            interval: Interval { low: 1.0, high: 1.0 },
             rounds: 3,
             ceilings: Ceilings::default(),
             compute: Some(efficiency([0.9, 0.1, 0.2])),
+            compute_f32: Some(efficiency([1.9, 0.9, 0.6])),
             memory: Some(efficiency([0.3, 0.8, 0.7])),
         };
-        assert_eq!(found.fraction_of_roof(), Some(0.8));
+        assert_eq!([found.fraction_of_roof(), found.fraction_of_f32_roof()], [Some(0.8), Some(0.9)]);
         found.compute = None;
         assert_eq!(found.fraction_of_roof(), Some(0.5));
         found.memory = None;
@@ -256,7 +272,7 @@ mod tests {
             });
             println!("{}: {found:?}", level.isa());
             assert_eq!(found.rounds, 3);
-            assert!(found.seconds.is_finite() && found.seconds > 0.0);
+            assert!(found.seconds.is_finite() && found.seconds > 0.0 && found.interval.contains(found.seconds));
             for efficiency in [&found.compute, &found.memory] {
                 let efficiency = efficiency.as_ref().expect("both ceilings are probed");
                 assert_eq!(efficiency.ratios.len(), 3);

@@ -2,8 +2,8 @@
 //!
 //! 1. *What decides the order of summation*: the key blocks of the lanes kernels and of the rows kernels, and up to how many
 //!    queries the latter are used. One for all classes of an element type, so that results stay the same in any company: all
-//!    options are timed in the first classes, the one with the least worst loss meets the model's in paired run-offs, and is
-//!    taken if it wins somewhere and loses nowhere.
+//!    options are timed in the first classes, those that gain most on the whole meet the model's in paired run-offs in all
+//!    classes, and one is taken if it wins somewhere and loses nowhere.
 //! 2. *Kernel and query block*, class by class, by successive halving. The model's pick is candidate 0: the
 //!    leader meets it in a paired run-off, and it stays unless the gain is more than the noise. What is tuned cannot lose to
 //!    what is not.
@@ -165,7 +165,8 @@ impl<'a> Search<'a> {
         let start = Instant::now();
         progress(Progress { fraction: 0.0, what: "measuring the ceilings", leader: None, seconds_left: self.seconds });
         let measured = ceilings(self.level, self.machine);
-        let peak_of_dots = FmaProbe::dots(self.level).map(|probe| probe.sample());
+        let peak_of = |arithmetic| FmaProbe::of_dots(self.level, arithmetic).map(|probe| probe.sample());
+        let peaks_of_dots = [Arithmetic::Bf16Dots, Arithmetic::Int16Dots].map(|kind| (kind, peak_of(kind)));
         let contests = self.contests();
         let mut live = Live::new(self.level, self.machine, &self.anchors, &contests, start, self.stop);
         let (settled, crossovers) = self.settled(&contests);
@@ -181,7 +182,8 @@ impl<'a> Search<'a> {
                 return Some(entry.clone());
             }
             let arithmetic = space::arithmetic(&contests[index]);
-            let peak = if arithmetic == Arithmetic::F32 { canary } else { peak_of_dots.unwrap_or(canary) };
+            let of_dots = peaks_of_dots.iter().find(|(kind, _)| *kind == arithmetic).and_then(|(_, peak)| *peak);
+            let peak = of_dots.unwrap_or(canary);
             Some(entry(&contests[index], winner.as_ref()?, peak))
         };
         let entries: Vec<Entry> = outcome.winners.iter().enumerate().filter_map(entry).collect();

@@ -56,12 +56,14 @@ pub(crate) struct BenchArgs {
 const AFTER_HELP: &str = "\
 Every case runs on one pinned thread unless --threads says otherwise. Rounds of work and ceilings take turns, and a
 fraction is the median of the ratios of neighbours. `of peak` is against a loop of the arithmetic that the kernel uses:
-f32 multiply-adds of its level, or dot products of bf16. `of bandwidth` is the bytes of K and V that a call reads (of
+f32 multiply-adds of its level, or dot products of bf16 or of 16-bit integers, which is what int8 is multiplied as where the
+core can. `of bandwidth` is the bytes of K and V that a call reads (of
 visible keys, scales included) over time, against reading memory in the best of several ways. `of roof` is the time that
 the nearer of the two ceilings allows over the time taken. With more threads the ceilings are what all of them reach at
 once. GFLOP/s count 2 * (d + d_v) for each visible pair. The error is the largest one of sampled rows against f64, for
-standard normal inputs. --json has all that and more: fraction_of_peak, fraction_of_bandwidth, fraction_of_roof, the
-ceilings, kv_bytes of a call, copies.
+standard normal inputs. --json has all that and more: the interval of the time, fraction_of_peak, fraction_of_bandwidth, fraction_of_roof, the
+ceilings, kv_bytes of a call, copies; and fraction_of_f32_peak and fraction_of_f32_roof, which are against f32 multiply-adds
+whatever the kernel's arithmetic.
 
 K and V come from memory: as many copies of them are used in turn as take eight times the last-level cache. --warm leaves
 them in the caches, if they fit.

@@ -98,6 +98,33 @@ fn bf16_is_measured_against_the_arithmetic_that_it_uses() {
 }
 
 #[test]
+fn int8_is_measured_against_products_of_integers_and_against_f32() {
+    let native = regard_simd::Extension::Vnni.is_available_at(regard::Level::from_env().unwrap().isa());
+    let case = format!("{SMALL} --queries 1,30 --keys 400 --head-dim 16 --dtype int8");
+    let number = |line: &Value, name: &str| line[name].as_f64().unwrap();
+    for line in lines(&case) {
+        let multiplies = native && line["kernel"].as_str().unwrap().contains("int8_dots");
+        assert_eq!(line["dot_peak_gflops"].as_f64().is_some(), multiplies, "{line}");
+        assert_eq!(native && line["queries"] == 1, multiplies, "{line}");
+        let [of_peak, of_f32] = ["fraction_of_peak", "fraction_of_f32_peak"].map(|name| number(&line, name));
+        let peaks =
+            line["dot_peak_gflops"].as_f64().unwrap_or(number(&line, "peak_gflops")) / number(&line, "peak_gflops");
+        assert!((0.5..2.0).contains(&(of_f32 / of_peak / peaks)), "{line}");
+        assert!(
+            number(&line, "fraction_of_f32_roof") >= 0.99 * of_f32.min(number(&line, "fraction_of_bandwidth")),
+            "{line}"
+        );
+    }
+    for line in lines(&format!("{case} --no-native-int8")) {
+        assert_eq!(line["dot_peak_gflops"], Value::Null);
+        assert_eq!(
+            [&line["fraction_of_peak"], &line["fraction_of_roof"]],
+            [&line["fraction_of_f32_peak"], &line["fraction_of_f32_roof"]]
+        );
+    }
+}
+
+#[test]
 fn sequences_of_different_lengths() {
     let prompts = &lines(&format!("{SMALL} --varlen 20,0,3,41 --head-dim 8 --causal bottom-right"))[0];
     assert_eq!([&prompts["batch"], &prompts["queries"], &prompts["total_keys"]], [4, 41, 64]);

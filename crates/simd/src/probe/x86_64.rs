@@ -2,8 +2,8 @@
 
 use core::arch::asm;
 use core::arch::x86_64::{
-    __m256i, __m512i, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm512_set1_epi8, _mm512_set1_epi32,
-    _mm512_set1_ps,
+    __m256i, __m512i, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm512_set1_epi8, _mm512_set1_epi16,
+    _mm512_set1_epi32, _mm512_set1_ps,
 };
 
 /// A function of 24 chains in 512-bit registers. Its operands leave the accumulators as they were set.
@@ -66,6 +66,12 @@ zmm_chains! {
     /// Dot products of four bytes: unsigned ones of 1 with signed ones of 1, which count the passes.
     avx512_int8_chains, "avx512f,avx512bw,avx512dq,avx512vnni", "vmovdqa64", "vpdpbusd",
     (_mm512_set1_epi32(0), _mm512_set1_epi8(1), _mm512_set1_epi8(1)), 8
+}
+
+zmm_chains! {
+    /// Dot products of pairs of 16-bit integers of 1, which count the passes.
+    avx512_int16_chains, "avx512f,avx512bw,avx512dq,avx512vnni", "vmovdqa64", "vpdpwssd",
+    (_mm512_set1_epi32(0), _mm512_set1_epi16(1), _mm512_set1_epi16(1)), 4
 }
 
 #[inline]

@@ -3,7 +3,10 @@
 use std::time::Instant;
 
 use super::{Budget, Ceilings, Efficiency, MEMORY_SAMPLE_SECONDS, Measurement, SAMPLE_SECONDS, Timed, Work};
-use crate::stats::median;
+use crate::stats::{median, median_interval};
+
+/// Fixed, so that the same times always give the same interval.
+const SEED: u64 = 0;
 
 /// Times `run` in rounds of ceilings, work, ceilings like [`measure`](super::measure), but against ceilings that the caller
 /// measures. For work of several threads, whose ceilings take all of them at once. `reads` says whether measuring them leaves
@@ -32,9 +35,11 @@ pub fn measure_against(
     };
     Measurement {
         seconds: median(&seconds),
+        interval: median_interval(&seconds, SEED),
         rounds: seconds.len(),
         ceilings: Ceilings::medians(&found),
         compute: against(work.flops, &|ceilings| ceilings.peak(work.arithmetic)),
+        compute_f32: against(work.flops, &|ceilings| ceilings.gflops),
         memory: against(work.bytes, &|ceilings| ceilings.read_gbytes_per_s),
     }
 }

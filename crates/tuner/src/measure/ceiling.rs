@@ -15,6 +15,8 @@ pub enum Arithmetic {
     F32,
     /// Pairs of bf16, whose products are added in f32.
     Bf16Dots,
+    /// Pairs of 16-bit integers, whose products are added in 32 bits: what int8 is multiplied as.
+    Int16Dots,
 }
 
 /// How fast one core can multiply and add, or do one of the other things that have chains in [`probe`].
@@ -31,6 +33,7 @@ pub struct FmaProbe {
 enum Chains {
     Fma,
     DotBf16,
+    DotInt16,
     DotInt8,
     Exp,
 }
@@ -53,6 +56,21 @@ impl FmaProbe {
     /// The same of the peak of dot products of bf16; `None` where the machine has no instruction for them at the level.
     pub fn dots(level: Level) -> Option<Self> {
         Extension::Bf16.is_available_at(level.isa()).then(|| Self::calibrated(level, Chains::DotBf16))
+    }
+
+    /// The same of the peak of dot products of pairs of 16-bit integers, in 10⁹ integer operations per second; `None` where the
+    /// machine has no instruction for them at the level.
+    pub fn int16_dots(level: Level) -> Option<Self> {
+        Extension::Vnni.is_available_at(level.isa()).then(|| Self::calibrated(level, Chains::DotInt16))
+    }
+
+    /// The peak of an arithmetic other than f32's; `None` for that, and where the machine does not have it at the level.
+    pub fn of_dots(level: Level, arithmetic: Arithmetic) -> Option<Self> {
+        match arithmetic {
+            Arithmetic::F32 => None,
+            Arithmetic::Bf16Dots => Self::dots(level),
+            Arithmetic::Int16Dots => Self::int16_dots(level),
+        }
     }
 
     /// The same of the peak of dot products of bytes, in 10⁹ integer operations per second; `None` where the machine has no
@@ -81,6 +99,7 @@ impl FmaProbe {
         match self.chains {
             Chains::Fma => probe::fma_chains(self.level, iterations),
             Chains::DotBf16 => probe::bf16_chains(self.level, iterations).unwrap_or(0),
+            Chains::DotInt16 => probe::int16_chains(self.level, iterations).unwrap_or(0),
             Chains::DotInt8 => probe::int8_chains(self.level, iterations).unwrap_or(0),
             Chains::Exp => probe::exp_chains(self.level, iterations),
         }
@@ -218,7 +237,7 @@ pub fn fastest_way(sample: &mut dyn FnMut(ReadWay) -> f64) -> ReadWay {
 pub struct Probes {
     /// The multiply-add peak.
     pub fma: Option<FmaProbe>,
-    /// The peak of dot products of bf16.
+    /// The peak of the dot products that the work is done with, if it is: [`FmaProbe::of_dots`].
     pub dots: Option<FmaProbe>,
     /// The read bandwidth.
     pub read: Option<ReadProbe>,
@@ -256,7 +275,8 @@ impl Probes {
 pub struct Ceilings {
     /// The multiply-add peak, in GFLOP/s, if it is probed.
     pub gflops: Option<f64>,
-    /// The peak of dot products of bf16, in GFLOP/s, if it is probed.
+    /// The peak of the dot products that the work is done with, of bf16 or of integers, in 10⁹ operations per second, if it is
+    /// probed.
     pub dot_gflops: Option<f64>,
     /// The read bandwidth, in GB/s, if it is probed.
     pub read_gbytes_per_s: Option<f64>,
@@ -267,7 +287,7 @@ impl Ceilings {
     pub fn peak(&self, arithmetic: Arithmetic) -> Option<f64> {
         match arithmetic {
             Arithmetic::F32 => self.gflops,
-            Arithmetic::Bf16Dots => self.dot_gflops,
+            Arithmetic::Bf16Dots | Arithmetic::Int16Dots => self.dot_gflops,
         }
     }
 
@@ -300,6 +320,10 @@ mod tests {
             }
             assert_eq!(found.dot_gflops.is_some(), Extension::Bf16.is_available_at(level.isa()));
             assert_eq!(found.dot_gflops, found.peak(Arithmetic::Bf16Dots));
+            let integers = FmaProbe::of_dots(level, Arithmetic::Int16Dots).map(|probe| probe.sample());
+            assert_eq!(integers.is_some(), Extension::Vnni.is_available_at(level.isa()));
+            assert!(integers.is_none_or(|gops| gops.is_finite() && gops > 0.0));
+            assert!(FmaProbe::of_dots(level, Arithmetic::F32).is_none());
         }
         assert_eq!(Probes::default().sample(), Ceilings::default());
     }

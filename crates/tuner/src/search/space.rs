@@ -36,7 +36,7 @@ pub struct Contest {
     pub flops: f64,
     /// Bytes that a call has to read from memory; 0 if caches hold them.
     pub bytes: f64,
-    /// Whether the products are of pairs of bf16, with a peak of their own.
+    /// Whether the products are of pairs of bf16, or of 16-bit integers for keys of bytes, with a peak of their own.
     pub dots: bool,
     /// The feasible configurations, the model's first.
     pub candidates: Vec<Config>,
@@ -107,7 +107,10 @@ fn contest(level: Level, caches: &Caches, anchor: &Anchor) -> Contest {
         Role::Rows => costs.rows(),
         Role::Crossing => costs.rows().into_iter().chain(costs.lanes(&KEYS_OF_LANES, &[1])).collect(),
     };
-    let native = lanes_kernels(level, anchor.dtype).any(|kernel| kernel.dtype == Dtype::Bf16);
+    let native = match anchor.role {
+        Role::Rows => rows_kernel(level, anchor.dtype, true).extension.is_some(),
+        _ => lanes_kernels(level, anchor.dtype).any(|kernel| kernel.dtype == Dtype::Bf16),
+    };
     let predicted = candidates.iter().map(|config| costs.predicted(config)).collect();
     Contest {
         role: anchor.role,
@@ -122,7 +125,11 @@ fn contest(level: Level, caches: &Caches, anchor: &Anchor) -> Contest {
 
 /// The arithmetic whose peak a contest is compared with.
 pub(super) fn arithmetic(contest: &Contest) -> Arithmetic {
-    if contest.dots { Arithmetic::Bf16Dots } else { Arithmetic::F32 }
+    match contest.dots {
+        true if contest.class.dtype == Dtype::Int8.name() => Arithmetic::Int16Dots,
+        true => Arithmetic::Bf16Dots,
+        false => Arithmetic::F32,
+    }
 }
 
 /// Keys of a block of the lanes kernels, apart from what the model says.

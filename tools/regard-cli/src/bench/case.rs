@@ -102,7 +102,12 @@ impl Case {
         let plan = Plan::new(problem, setup);
         let level = Level::of(plan.isa())?;
         let kernels = kernels(problem, &plan);
-        let dots = kernels.iter().any(|kernel| setup::extension(level, kernel) == Some(Extension::Bf16));
+        let needs = |extension| kernels.iter().any(|kernel| setup::extension(level, kernel) == Some(extension));
+        let arithmetic = match () {
+            () if needs(Extension::Bf16) => Arithmetic::Bf16Dots,
+            () if needs(Extension::Vnni) => Arithmetic::Int16Dots,
+            () => Arithmetic::F32,
+        };
 
         let mut workspace = vec![0.0; plan.workspace_len(threads.count())];
         let mut turn = 0;
@@ -114,12 +119,8 @@ impl Case {
         };
         // What can go wrong goes wrong here.
         run()?;
-        let work = Work {
-            flops: problem.flops(),
-            arithmetic: if dots { Arithmetic::Bf16Dots } else { Arithmetic::F32 },
-            bytes,
-        };
-        let limits = Limits::new(level, threads, dots, ReadProbe::bytes_for(cache), manner.way, ways);
+        let work = Work { flops: problem.flops(), arithmetic, bytes };
+        let limits = Limits::new(level, threads, arithmetic, ReadProbe::bytes_for(cache), manner.way, ways);
         let budget = Budget::seconds(manner.seconds);
         let found = measure_against(&mut || limits.sample(), true, work, budget, || drop(run()));
         let reference = Reference {
@@ -127,7 +128,7 @@ impl Case {
             plan: &plan,
             v: tensor("v", &v, 0)?,
             place: &|sequence, key| sizes.arrangement.place(sequence, key),
-            tolerance: Tolerance::new(dots, manner.out_dtype),
+            tolerance: Tolerance::new(arithmetic == Arithmetic::Bf16Dots, manner.out_dtype),
         };
         let deviation = deviation(&reference, &tensor("out", &out, 0)?);
         let measured = Measured { found, bytes, copies, way: limits.way, deviation };
@@ -156,8 +157,9 @@ impl Case {
     ) -> Line {
         let shape = problem.shape();
         let Measured { found, bytes, copies, way, deviation } = measured;
-        let fraction_of_roof = found.fraction_of_roof().unwrap_or(0.0);
-        let Measurement { seconds, rounds, ceilings, compute, memory } = found;
+        let [fraction_of_roof, fraction_of_f32_roof] =
+            [found.fraction_of_roof(), found.fraction_of_f32_roof()].map(|fraction| fraction.unwrap_or(0.0));
+        let Measurement { seconds, interval, rounds, ceilings, compute, compute_f32, memory } = found;
         let of = |efficiency: &Option<Efficiency>| {
             efficiency.as_ref().map_or([0.0; 2], |efficiency| [efficiency.rate, efficiency.fraction])
         };
@@ -179,10 +181,12 @@ impl Case {
             out_dtype: manner.out_dtype.name(),
             options: super::options::to_json(&self.problem, self.sequences.varlen.is_some()),
             seconds,
+            seconds_interval: [interval.low, interval.high],
             gflops,
             peak_gflops: ceilings.gflops.unwrap_or(0.0),
             dot_peak_gflops: ceilings.dot_gflops,
             fraction_of_peak,
+            fraction_of_f32_peak: of(&compute_f32)[1],
             kv_bytes: bytes,
             warm: manner.warm,
             copies,
@@ -191,6 +195,7 @@ impl Case {
             read_way: way.to_string(),
             fraction_of_bandwidth,
             fraction_of_roof,
+            fraction_of_f32_roof,
             max_abs_error: deviation.max_abs_error,
             max_relative_error: deviation.max_relative_error,
             isa: plan.isa().name(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use regard::{Execution, Isa, Level};
-use regard_tuner::measure::{Ceilings, FmaProbe, ReadProbe, ReadWay, fastest_way};
+use regard_tuner::measure::{Arithmetic, Ceilings, FmaProbe, ReadProbe, ReadWay, fastest_way};
 
 use crate::setup::Threads;
 
@@ -22,12 +22,12 @@ pub(crate) struct Limits<'a> {
 }
 
 impl<'a> Limits<'a> {
-    /// Probes at a level, of bf16 products too if `dots`; `bytes` are what no cache holds, all threads together. Memory is read
+    /// Probes at a level, of the dot products too that `arithmetic` may be; `bytes` are what no cache holds, all threads together. Memory is read
     /// in the way that `way` says, or else in the fastest, which is looked for unless `ways` has it.
     pub(crate) fn new(
         level: Level,
         threads: &'a Threads,
-        dots: bool,
+        arithmetic: Arithmetic,
         bytes: usize,
         way: Option<ReadWay>,
         ways: &mut Ways,
@@ -40,7 +40,7 @@ impl<'a> Limits<'a> {
             Execution::Pool(pool) => pool.broadcast(|_| probe()),
             _ => vec![probe()],
         };
-        let dots = if dots { FmaProbe::dots(level) } else { None };
+        let dots = FmaProbe::of_dots(level, arithmetic);
         let mut limits = Self { threads, fma: FmaProbe::new(level), dots, read, way: first };
         if way.is_none() {
             limits.way = *ways.entry((level.isa(), count)).or_insert_with(|| fastest_way(&mut |way| limits.read(way)));

@@ -34,13 +34,18 @@ pub(crate) struct Line {
     pub(crate) out_dtype: &'static str,
     #[serde(flatten)]
     pub(crate) options: Map<String, Value>,
+    /// The median time of a call.
     pub(crate) seconds: f64,
+    /// Its 95 % interval.
+    pub(crate) seconds_interval: [f64; 2],
     pub(crate) gflops: f64,
     pub(crate) peak_gflops: f64,
-    /// Where a kernel multiplies bf16.
+    /// Where a kernel multiplies pairs of bf16, or of 16-bit integers.
     pub(crate) dot_peak_gflops: Option<f64>,
     /// Of the peak of the kernel's arithmetic.
     pub(crate) fraction_of_peak: f64,
+    /// Of the f32 multiply-add peak, whatever the kernel's arithmetic.
+    pub(crate) fraction_of_f32_peak: f64,
     /// What a call reads of K and V: visible keys, scales included.
     pub(crate) kv_bytes: f64,
     pub(crate) warm: bool,
@@ -50,7 +55,10 @@ pub(crate) struct Line {
     pub(crate) read_gbytes_per_s: f64,
     pub(crate) read_way: String,
     pub(crate) fraction_of_bandwidth: f64,
+    /// Of the nearer one of the peak of the kernel's arithmetic and the bandwidth.
     pub(crate) fraction_of_roof: f64,
+    /// Of the nearer one of the f32 peak and the bandwidth.
+    pub(crate) fraction_of_f32_roof: f64,
     pub(crate) max_abs_error: f64,
     pub(crate) max_relative_error: f64,
     pub(crate) isa: &'static str,
