@@ -1,7 +1,13 @@
 //! The search on records of real machines, where every candidate of every class was timed: how far its choices are from the
 //! best one, with samples drawn anew each time.
 //!
-//! `regard tune --exhaustive --record FILE --dry-run` makes a record. Those here are of a Zen 4 guest with two cores.
+//! `regard tune --exhaustive --record FILE --dry-run` makes a record. Those here are of a Zen 4 guest with two cores (AMD EPYC,
+//! 32 KiB L1d, 1 MiB L2, 32 MiB L3, shared with other machines).
+//!
+//! A profile has one key block for the lanes kernels and one for the rows kernels of an element type, as a sequence gets the same
+//! bits in any company. Regret is therefore told twice: over the best of all candidates of a class, which no profile has for
+//! all classes (products of widened bytes at AVX2 want 32 keys where one query reads 8192, and 256 where eight share 2048, by 10
+//! and 20 %), and over the best profile, which is what a search can find.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -85,8 +91,8 @@ fn regrets(record: &Record, outcomes: &[Outcome]) -> [Vec<f64>; 2] {
     [over(&|i| best(&truths[i])), over(&|i| attainable[i])]
 }
 
-/// The best times with the key block of each group of classes that loses least where it loses most, and that loses nowhere to
-/// the model's pick by more than noise.
+/// The best times of the best profile: with the key block of each group of classes that loses least where it loses most, of those
+/// that lose nowhere to the model's pick by more than noise.
 fn attainable(record: &Record, truths: &[Vec<f64>]) -> Vec<f64> {
     let contest = |i: usize| &record.contests[i].contest;
     let group = |i: usize| (contest(i).role, contest(i).class.dtype.clone(), contest(i).class.borrowed().is_wide());
@@ -164,9 +170,7 @@ fn choices_are_near_the_best_of_all_and_never_lose_to_the_model() {
     // One class of one record is the twentieth part of its choices: quantiles are those of all records.
     let of_profiles = summary(&of_profiles_everywhere);
     println!("all: {of_profiles:.2?} % over the best profile");
-    // The goal is 2 %. What is missing are the key blocks of the rows kernels of bf16: one for all classes, where the better one
-    // gains 4 % in one class and is not certain enough to lose in none.
-    assert!(of_profiles[1] <= 2.5, "{of_profiles:?}");
+    assert!(of_profiles[1] <= 2.0, "{of_profiles:?}");
 }
 
 #[test]
@@ -175,6 +179,6 @@ fn a_quick_search_is_nearly_as_good() {
         let [of_all, of_profiles] =
             regrets(&record, &searched(&record, Effort::Quick.seconds())).map(|of| summary(&of));
         println!("{name}: regret {of_all:.2?} %, {of_profiles:.2?} % over the best profile, in half the time");
-        assert!(of_all[0] <= 1.0 && of_profiles[1] <= 4.0, "{name}");
+        assert!(of_all[0] <= 1.0 && of_profiles[1] <= 2.0, "{name}");
     }
 }

@@ -30,6 +30,24 @@ pub(super) fn least_regret(times: &[Vec<f64>], incumbent: usize) -> usize {
     chosen
 }
 
+/// The options that may take the place of the incumbent everywhere, the one that gains most over it in all classes together
+/// first, and at most `most`. Those are out that are slower somewhere by more than timings as few as these may be off.
+///
+/// Not the one with the least worst loss to the best of each class: where one class alone has a taste of its own, which no common
+/// choice can meet, all options lose much there, and what they gain elsewhere would not count.
+pub(super) fn challengers(times: &[Vec<f64>], incumbent: usize, most: usize) -> Vec<usize> {
+    let options = times.first().map_or(0, Vec::len);
+    let gain = |option: usize| times.iter().map(|class| (class[incumbent] / class[option]).ln()).sum::<f64>();
+    let holds = |option: usize| times.iter().all(|class| class[option] < class[incumbent] * (1.0 + 2.0 * MARGIN));
+    let mut found: Vec<(usize, f64)> = (0..options)
+        .filter(|option| *option != incumbent && holds(*option))
+        .map(|option| (option, gain(option)))
+        .filter(|(_, gain)| *gain > MARGIN)
+        .collect();
+    found.sort_by(|a, b| b.1.total_cmp(&a.1));
+    found.into_iter().take(most).map(|(option, _)| option).collect()
+}
+
 /// Who goes on to the next rung: candidate 0, and the fastest `most` of those within `factor` of the fastest, in the
 /// order of the candidates.
 pub(super) fn survivors(times: &[f64], factor: f64, most: usize) -> Vec<usize> {
@@ -60,11 +78,17 @@ pub(super) fn replaces(found: &RunOff) -> bool {
 }
 
 /// Whether run-offs, one for each class, say that the challenger shall replace the incumbent in all of them: somewhere
-/// it gains more than the margin, beyond doubt, and nowhere it seems to lose, or may lose more than it must gain.
+/// it gains more than the margin, beyond doubt, on the whole too, and nowhere it seems to lose, or may lose more than it must gain.
 pub(super) fn replaces_everywhere(run_offs: &[RunOff]) -> bool {
     let gains = run_offs.iter().any(|found| replaces(found) && found.speedup > 1.0 + MARGIN);
-    let holds = |found: &RunOff| found.speedup > 1.0 - LEAST_GAIN && found.interval.low > 1.0 - 1.5 * MARGIN;
-    gains && run_offs.iter().all(holds)
+    // A gain in one class that is as much as what the others seem to lose is chance.
+    let on_the_whole = run_offs.iter().map(|found| found.speedup.ln()).sum::<f64>();
+    gains && on_the_whole > MARGIN && run_offs.iter().all(holds)
+}
+
+/// Whether a run-off says that the challenger does not lose.
+pub(super) fn holds(found: &RunOff) -> bool {
+    found.speedup > 1.0 - LEAST_GAIN && found.interval.low > 1.0 - 1.5 * MARGIN
 }
 
 /// How far to trust timings between which the machine made this noise, and why.
@@ -127,6 +151,17 @@ mod tests {
     }
 
     #[test]
+    fn challengers_gain_on_the_whole() {
+        // Nobody can do without option 1 in the first class, but in the others it is out of the question.
+        let times = [vec![1.05, 1.0, 1.05, 1.04], vec![1.05, 1.2, 1.0, 1.03], vec![1.03, 1.1, 1.0, 1.0]];
+        assert_eq!(challengers(&times, 0, 9), [2, 3]);
+        assert_eq!(challengers(&times, 0, 1), [2]);
+        assert_eq!(challengers(&times, 2, 9), [0; 0]);
+        assert_eq!(challengers(&[vec![1.0, 0.9, f64::INFINITY], vec![1.0, 1.03, 0.5]], 0, 9), [0; 0]);
+        assert_eq!(challengers(&[], 0, 9), [0; 0]);
+    }
+
+    #[test]
     fn losers_drop_and_candidate_0_stays() {
         let times = [2.0, 1.0, 1.05, 1.2, 1.01];
         assert_eq!(survivors(&times, 1.1, 9), [0, 1, 2, 4]);
@@ -157,6 +192,7 @@ mod tests {
         assert!(replaces_everywhere(&[clear(1.05), clear(1.0)]));
         assert!(replaces_everywhere(&[clear(1.05), clear(0.997)]));
         assert!(!replaces_everywhere(&[clear(1.05), clear(0.99)]));
+        assert!(!replaces_everywhere(&[clear(1.012), clear(0.997), clear(0.999)]));
         assert!(!replaces_everywhere(&[run_off(1.05, 0.9, 0.02), clear(1.005)]));
         assert!(!replaces_everywhere(&[]));
     }

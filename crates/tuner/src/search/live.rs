@@ -13,11 +13,10 @@ use super::{Anchor, Sampler};
 use crate::measure::{FmaProbe, Stopwatch};
 use crate::noise::Monitor;
 
-/// The shortest sample, in seconds.
-const SAMPLE_SECONDS: f64 = 1e-3;
-
-/// The shortest one of calls that stream.
-const STREAMING_SAMPLE_SECONDS: f64 = 3e-3;
+/// The shortest sample, in seconds: those of calls that stream are longer, as memory is less steady.
+pub(super) const fn shortest_sample(streams: bool) -> f64 {
+    if streams { 3e-3 } else { 1e-3 }
+}
 
 /// Calls of a sample at most.
 const MOST_CALLS: f64 = 1e4;
@@ -79,7 +78,7 @@ impl<'a> Live<'a> {
 impl Sampler for Live<'_> {
     fn verify(&mut self, contest: usize, candidate: usize) -> Result<(), String> {
         let found = self.candidate(contest, candidate);
-        let target = if self.anchors[contest].streams { STREAMING_SAMPLE_SECONDS } else { SAMPLE_SECONDS };
+        let target = shortest_sample(self.anchors[contest].streams);
         let case = self.case(contest);
         case.verify(&found)?;
         // Warm now: this says how many make a sample.

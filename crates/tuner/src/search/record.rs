@@ -6,6 +6,7 @@ use std::{fs, io};
 use regard_profile::Machine;
 use serde::{Deserialize, Serialize};
 
+use super::live::shortest_sample;
 use super::rounds::{Limit, Noise, rounds};
 use super::space::{Contest, Role};
 use super::{Sampler, kernel_set};
@@ -261,8 +262,7 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// Seconds of a sample at least, and of a canary.
-const SAMPLE_SECONDS: f64 = 1e-3;
+/// Seconds of a canary.
 const CANARY_SECONDS: f64 = 3e-3;
 
 impl Sampler for Replay<'_> {
@@ -282,7 +282,8 @@ impl Sampler for Replay<'_> {
         let slow = if self.now.0 == contest { self.now.1 } else { 1.0 };
         self.now = (contest, slow);
         let seconds = f64::from(samples[round]) / 1e9 / self.effects[contest][round] * slow;
-        self.elapsed += seconds * (SAMPLE_SECONDS / seconds).ceil().max(1.0);
+        let shortest = shortest_sample(self.record.contests[contest].contest.bytes > 0.0);
+        self.elapsed += seconds * (shortest / seconds).ceil().max(1.0);
         seconds
     }
 

@@ -64,10 +64,12 @@ enum Work {
 impl Work {
     fn weight(&self, contests: &[Contest]) -> f64 {
         match self {
-            Self::KeyBlock(members) => members.len() as f64,
+            // Calls that read memory take longer and are less steady.
+            Self::KeyBlock(members) if contests[members[0]].role == Role::Rows => 4.0 * members.len() as f64,
+            Self::KeyBlock(members) => members.len().min(JUDGES) as f64,
             Self::Crossing(members) => 0.7 * members.len() as f64,
             Self::Class(contest) if contests[*contest].role == Role::Rows => 0.5,
-            Self::Class(_) => 3.0,
+            Self::Class(_) => 2.5,
             // What the others leave.
             Self::Polish(_) => 1e-6,
             Self::Confirm(contest) if contests[*contest].role == Role::Rows => 0.5,
@@ -76,7 +78,8 @@ impl Work {
     }
 }
 
-/// The contests about one key block that have a say in it, the first ones: what holds for these is taken for the others.
+/// The contests about one key block in which all options are timed, the first ones. The others have a say about the one that shall
+/// replace the model's.
 const JUDGES: usize = 6;
 
 /// A search under way.
@@ -167,7 +170,7 @@ impl<'a> Tournament<'a> {
                 let like = |other: &usize| contests[*other].shares_key_block(&contests[i]);
                 if self.key_blocks[i].is_none() && !seen.iter().any(like) {
                     seen.push(i);
-                    work.push(Work::KeyBlock((i..contests.len()).filter(like).take(JUDGES).collect()));
+                    work.push(Work::KeyBlock((i..contests.len()).filter(like).collect()));
                 }
             }
         }

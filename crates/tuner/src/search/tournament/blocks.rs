@@ -1,25 +1,28 @@
 //! What decides the order of summation: key blocks, and up to how many queries the rows kernel is used. One for all classes
 //! of an element type, so what is best on the whole wins, and only if no class loses by it.
 
-use regard_profile::Crossover;
+use regard_profile::{Config, Crossover};
 
 use super::super::decide;
 use super::super::space::{CROSSOVERS, Contest};
-use super::{Limit, RunOff, Tournament, incumbent_first};
+use super::{JUDGES, Limit, RunOff, Tournament, incumbent_first};
 
 /// The part of the time of such a contest after which options have been compared, and what is left is for run-offs.
 const COMPARED: f64 = 0.6;
 
+/// Key blocks that meet the incumbent in run-offs, one after the other until one wins.
+const CHALLENGERS: usize = 2;
+
 /// What a class says of key blocks.
 struct Judge {
     contest: usize,
-    /// The fastest candidate with each of them, and its time.
+    /// The fastest candidate with each of them, and its time, unless they were not timed.
     fastest: Vec<usize>,
     times: Vec<f64>,
 }
 
 impl Tournament<'_> {
-    /// The key block of contests that share one, of which these have a say.
+    /// The key block of contests that share one.
     pub(super) fn settle_key_block(&mut self, members: &[usize], until: f64) {
         let chosen = self.key_block(members, until);
         for (other, slot) in self.key_blocks.iter_mut().enumerate() {
@@ -41,33 +44,73 @@ impl Tournament<'_> {
         options.retain(|keys| *keys != incumbent && members.iter().all(|i| self.of_model(*i, *keys).is_some()));
         options.insert(0, incumbent);
 
+        let judges = &members[..members.len().min(JUDGES)];
         let mut judged = Vec::new();
-        for (i, &contest) in members.iter().enumerate() {
+        for (i, &contest) in judges.iter().enumerate() {
             let now = self.sampler.elapsed();
             let end = start + COMPARED * (until - start);
             if i > 0 && (now >= end || self.sampler.stopped()) {
                 break;
             }
-            let share = now + (end - now) / (members.len() - i) as f64;
+            let share = now + (end - now) / (judges.len() - i) as f64;
             self.say(&format!("key block: {}", contests[contest].class), None);
             judged.extend(self.judge(contest, &options, share));
         }
         let times: Vec<Vec<f64>> = judged.iter().map(|judge| judge.times.clone()).collect();
-        let best = decide::least_regret(&times, 0);
-        if best == 0 {
-            return incumbent;
+        // Those without times can still say no.
+        for &contest in members {
+            if !judged.iter().any(|judge| judge.contest == contest) {
+                let fastest = options.iter().filter_map(|keys| self.of_model(contest, *keys)).collect();
+                judged.push(Judge { contest, fastest, times: Vec::new() });
+            }
         }
-        let challenger = options[best];
-        let run_offs = judged.iter().enumerate().map(|(i, judge)| {
-            let Judge { contest, fastest, .. } = judge;
+        let challengers = decide::challengers(&times, 0, CHALLENGERS);
+        for (place, &option) in challengers.iter().enumerate() {
+            let now = self.sampler.elapsed();
+            let share = now + (until - now).max(0.0) / (challengers.len() - place) as f64;
+            if self.wins_everywhere(&judged, option, &options, share) {
+                return options[option];
+            }
+        }
+        incumbent
+    }
+
+    /// Whether a key block gains over the first of the options in some class and loses in none, by run-offs. The first class that
+    /// it loses in ends them.
+    ///
+    /// It meets the fastest with that block, and its own kernel with that block: which kernel was the fastest with each of them may
+    /// be chance, and what a kernel gains is not to be had by the key block alone.
+    fn wins_everywhere(&mut self, judged: &[Judge], option: usize, options: &[usize], until: f64) -> bool {
+        let contests = self.contests;
+        let mut run_offs: Vec<RunOff> = Vec::new();
+        for (i, Judge { contest, fastest, .. }) in judged.iter().enumerate() {
             let now = self.sampler.elapsed();
             let share = now + (until - now).max(0.0) / (judged.len() - i) as f64;
-            let what = format!("key block, {challenger} against {incumbent}: {}", contests[*contest].class);
-            self.say(&what, Some(&contests[*contest].candidates[fastest[best]]));
-            self.run_off(*contest, [fastest[0], fastest[best]], Limit { least: 5, most: 40, until: share })
-        });
-        let run_offs: Vec<RunOff> = run_offs.collect();
-        if decide::replaces_everywhere(&run_offs) && !self.sampler.stopped() { challenger } else { incumbent }
+            let what = format!("key block, {} against {}: {}", options[option], options[0], contests[*contest].class);
+            let candidates = &contests[*contest].candidates;
+            let challenger = &candidates[fastest[option]];
+            self.say(&what, Some(challenger));
+            let own = Config { key_block: options[0], ..challenger.clone() };
+            let own = candidates.iter().position(|config| *config == own).filter(|own| *own != fastest[0]);
+            let own = own.filter(|own| self.passed.contains(&(*contest, *own)));
+            let incumbents: Vec<usize> = own.into_iter().chain([fastest[0]]).collect();
+            let both = [fastest[0], fastest[option]];
+            if self.gate(*contest, &both, f64::INFINITY) != both {
+                return false;
+            }
+            let mut closest: Option<RunOff> = None;
+            for (done, &incumbent) in incumbents.iter().enumerate() {
+                let now = self.sampler.elapsed();
+                let until = now + (share - now).max(0.0) / (incumbents.len() - done) as f64;
+                let found = self.run_off(*contest, [incumbent, fastest[option]], Limit { least: 8, most: 60, until });
+                if !decide::holds(&found) || self.sampler.stopped() {
+                    return false;
+                }
+                closest = closest.filter(|other| other.speedup < found.speedup).or(Some(found));
+            }
+            run_offs.extend(closest);
+        }
+        decide::replaces_everywhere(&run_offs)
     }
 
     /// The time of each key block in a class, with the kernel that is fastest with it: the weights of a narrow register tile

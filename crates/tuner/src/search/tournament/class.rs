@@ -133,14 +133,13 @@ impl Tournament<'_> {
                 leader = second;
             }
         }
-        let model = &self.contests[contest].candidates[0];
-        if self.contests[contest].candidates[incumbent].key_block != model.key_block && leader != incumbent {
-            let why =
-                format!("the fastest of {of} candidates with the key block of this profile, which is not the model's");
-            return (leader, why, rounds);
-        }
+        let candidates = &self.contests[contest].candidates;
+        let model = match candidates[incumbent].key_block == candidates[0].key_block {
+            true => "the model's pick",
+            false => "the model's pick with the key block of this profile",
+        };
         if leader == incumbent {
-            return (incumbent, format!("the model's pick was the fastest of {of} candidates"), rounds);
+            return (incumbent, format!("{model} was the fastest of {of} candidates"), rounds);
         }
         let found = self.run_off(contest, [incumbent, leader], Limit { least: 6, most: 60, until });
         rounds += found.rounds;
@@ -154,9 +153,9 @@ impl Tournament<'_> {
             100.0 * found.floor
         );
         if decide::replaces(&found) {
-            (leader, format!("faster than the model's pick: {gain}"), rounds)
+            (leader, format!("faster than {model}: {gain}"), rounds)
         } else {
-            (incumbent, format!("the model's pick: the leader of {of} candidates had {gain}"), rounds)
+            (incumbent, format!("{model}: the leader of {of} candidates had {gain}"), rounds)
         }
     }
 
