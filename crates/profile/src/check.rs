@@ -32,19 +32,24 @@ pub(crate) fn usable(path: &Path, profile: &Profile, fits: Fits<'_>, kernels: &K
     schema(path, profile.schema.into())?;
     match fits {
         Fits::Machine(machine) => same_machine(path, profile, machine)?,
-        Fits::Microarch(machine) => match Fit::of(&profile.machine, machine) {
-            Some(Fit::Exact | Fit::Microarch) => consistent(path, profile)?,
-            _ => same_machine(path, profile, machine)?,
+        Fits::Microarch(machine) => match same_machine(path, profile, machine) {
+            Err(ProfileError::WrongMachine { .. })
+                if Fit::of(&profile.machine, machine).is_some_and(|fit| matches!(fit, Fit::Exact | Fit::Microarch)) => {
+            }
+            other => other?,
         },
         Fits::Any => consistent(path, profile)?,
     }
     same_kernels(path, profile, &kernels.fingerprint)?;
     numbers(path, profile)?;
+    // Entries next to each other mostly name the same kernel, which need not be looked up again.
+    let mut known = "";
     for (index, entry) in profile.entries.iter().enumerate() {
         same_key_block(path, profile, index)?;
-        config(path, index, &entry.config, kernels)?;
-        for other in entry.rivals.iter().chain(&entry.runner_up) {
-            config(path, index, &other.config, kernels)?;
+        let others = entry.rivals.iter().chain(&entry.runner_up).map(|other| &other.config);
+        for named in std::iter::once(&entry.config).chain(others) {
+            config(path, index, named, kernels, known == named.kernel)?;
+            known = &named.kernel;
         }
     }
     for (index, found) in profile.crossovers.iter().enumerate() {
@@ -65,10 +70,9 @@ pub(crate) fn consistent(path: &Path, profile: &Profile) -> Result<(), ProfileEr
 
 pub(crate) fn same_machine(path: &Path, profile: &Profile, machine: &Machine) -> Result<(), ProfileError> {
     consistent(path, profile)?;
-    let described = profile.machine.fingerprint();
-    let here = machine.fingerprint();
-    if here != described {
-        let found = named(&described, &profile.machine);
+    let (stated, here) = (&profile.fingerprint, machine.fingerprint());
+    if here != *stated {
+        let found = named(stated, &profile.machine);
         return Err(ProfileError::WrongMachine { path: path.to_owned(), found, expected: named(&here, machine) });
     }
     Ok(())
@@ -120,10 +124,10 @@ pub(crate) fn numbers(path: &Path, profile: &Profile) -> Result<(), ProfileError
     Ok(())
 }
 
-/// A kernel that exists, with blocks that it accepts.
-fn config(path: &Path, entry: usize, config: &Config, kernels: &KernelSet) -> Result<(), ProfileError> {
+/// A kernel that exists, if that is not known already, with blocks that it accepts.
+fn config(path: &Path, entry: usize, config: &Config, kernels: &KernelSet, known: bool) -> Result<(), ProfileError> {
     let path = || path.to_owned();
-    if !kernels.names.contains(&config.kernel) {
+    if !known && !kernels.names.contains(&config.kernel) {
         return Err(ProfileError::UnknownKernel { path: path(), entry, name: short(&config.kernel) });
     }
     let within = |field, value: usize, limits: &RangeInclusive<usize>| {

@@ -48,6 +48,7 @@ mod features;
 mod files;
 mod hash;
 mod identity;
+mod layout;
 mod machine;
 mod merge;
 mod migrate;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::check::Fits;
 use crate::migrate::migrate;
-use crate::{KernelSet, Machine, Profile, ProfileError, SCHEMA, check, merge};
+use crate::{KernelSet, Machine, Profile, ProfileError, SCHEMA, check, layout, merge};
 
 /// The greatest size of a profile, in bytes. Real ones have some tens of kilobytes.
 pub const MAX_BYTES: u64 = 1 << 20;
@@ -48,7 +48,13 @@ pub fn inspect(path: &Path) -> Result<Profile, ProfileError> {
 fn parse(path: &Path) -> Result<Profile, ProfileError> {
     let bytes = read(path)?;
     let json = |error| ProfileError::Json { path: path.to_owned(), error };
-    let present = match serde_json::from_slice(&bytes) {
+    // Whole texts are checked for UTF-8 much faster than their strings one by one: a quarter of the time. What is none gets the
+    // error of the place where it is not.
+    let parsed = match std::str::from_utf8(&bytes) {
+        Ok(text) => serde_json::from_str(text),
+        Err(_) => serde_json::from_slice(&bytes),
+    };
+    let present = match parsed {
         Ok(profile @ Profile { schema: SCHEMA, .. }) => return Ok(profile),
         other => other.map_err(json),
     };
@@ -120,8 +126,7 @@ fn text_of(path: &Path, profile: &Profile) -> Result<Vec<u8>, ProfileError> {
     }
     check::schema(path, profile.schema.into())?;
     check::numbers(path, profile)?;
-    let mut text =
-        serde_json::to_vec_pretty(profile).map_err(|error| ProfileError::Json { path: path.to_owned(), error })?;
+    let mut text = layout::to_vec(profile).map_err(|error| ProfileError::Json { path: path.to_owned(), error })?;
     text.push(b'\n');
     let bytes = text.len() as u64;
     if bytes > MAX_BYTES {
@@ -194,7 +199,9 @@ fn read(path: &Path) -> Result<Vec<u8>, ProfileError> {
     if !kind.is_file() {
         return Err(ProfileError::NotAFile { path: path.to_owned() });
     }
-    let mut bytes = Vec::new();
+    // Room for all of it at once, as far as that can be believed.
+    let room = kind.len().min(MAX_BYTES) as usize + 1;
+    let mut bytes = Vec::with_capacity(room);
     let file = File::open(path).map_err(failed(path, "open it"))?;
     // One more than allowed, to see whether there is more; the size in the metadata need not be true.
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed(path, "read it"))?;

@@ -16,7 +16,7 @@ use regard_simd::Level;
 pub use self::cache_sizes::measured_caches;
 use self::team::Team;
 use crate::measure::FmaProbe;
-use crate::stats::{median, median_interval};
+use crate::stats::{median, median_interval, rounded};
 
 /// Samples of a figure. The interval of the median of as few is wide, and says so.
 const SAMPLES: usize = 9;
@@ -49,7 +49,7 @@ pub fn card(level: Level, machine: &Machine, executor: &dyn Executor, progress: 
     let fork_join = (threads > 1).then(|| fork_join(executor));
     Card {
         unix_time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
-        seconds: start.elapsed().as_secs_f64(),
+        seconds: rounded(start.elapsed().as_secs_f64()),
         isa: level.isa().name().to_owned(),
         caches,
         peaks,
@@ -107,7 +107,8 @@ fn figure(samples: &[f64]) -> Figure {
     /// Fixed, so that the same samples always give the same interval.
     const SEED: u64 = 0;
     let interval = median_interval(samples, SEED);
-    Figure { median: median(samples), low: interval.low, high: interval.high, samples: samples.len() }
+    let [median, low, high] = [median(samples), interval.low, interval.high].map(rounded);
+    Figure { median, low, high, samples: samples.len() }
 }
 
 #[cfg(test)]

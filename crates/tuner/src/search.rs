@@ -42,7 +42,7 @@ use self::tournament::Tournament;
 pub use self::tournament::{Outcome, Winner};
 pub use self::trials::{Duel, Fate, Trial, Trials};
 use crate::measure::{Arithmetic, FmaProbe, ReadProbe};
-use crate::stats::{Random, median};
+use crate::stats::{Random, median, rounded};
 
 /// How thorough a search is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,7 +207,7 @@ impl<'a> Search<'a> {
         };
         let run = Run {
             unix_time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
-            seconds: start.elapsed().as_secs_f64(),
+            seconds: rounded(start.elapsed().as_secs_f64()),
             mode: self.effort.name().to_owned(),
             confidence: if complete { confidence } else { Confidence::Low },
             notes,
@@ -314,15 +314,15 @@ fn entry(contest: &Contest, winner: &Winner, peak: f64) -> Entry {
     let gflops = contest.flops / winner.seconds / 1e9;
     let other = |(candidate, ratio): &(usize, f64)| {
         let config = contest.candidates[*candidate].clone();
-        RunnerUp { config, ratio: *ratio }
+        RunnerUp { config, ratio: rounded(*ratio) }
     };
     Entry {
         class: contest.class.clone(),
         config: contest.candidates[winner.candidate].clone(),
-        gflops,
-        fraction_of_peak: gflops / peak,
-        ratio_to_model: winner.ratio_to_model,
-        ratio_interval: winner.ratio_interval,
+        gflops: rounded(gflops),
+        fraction_of_peak: rounded(gflops / peak),
+        ratio_to_model: rounded(winner.ratio_to_model),
+        ratio_interval: winner.ratio_interval.map(|ends| ends.map(rounded)),
         samples: winner.samples,
         runner_up: winner.runner_up.as_ref().map(other),
         rivals: winner.rivals.iter().map(other).collect(),
@@ -341,7 +341,7 @@ pub fn replay(record: &Record, seconds: f64, seed: u64) -> Outcome {
 /// The ceilings of one core: the peak of every level, and the bandwidth with the loads of `level`.
 pub fn ceilings(level: Level, machine: &Machine) -> Measured {
     const SAMPLES: usize = 7;
-    let median_of = |sample: &mut dyn FnMut() -> f64| median(&[(); SAMPLES].map(|()| sample()));
+    let median_of = |sample: &mut dyn FnMut() -> f64| rounded(median(&[(); SAMPLES].map(|()| sample())));
     let mut fma_gflops = BTreeMap::new();
     for level in Level::available() {
         let probe = FmaProbe::new(*level);

@@ -16,6 +16,12 @@ pub fn quantile(values: &[f64], p: f64) -> f64 {
     sorted[below] + (sorted[above] - sorted[below]) * (position - below as f64)
 }
 
+/// A number with six significant digits, which is more than any timing has: files that say no more are shorter, and read in less
+/// time.
+pub fn rounded(x: f64) -> f64 {
+    format!("{x:.5e}").parse().unwrap_or(x)
+}
+
 /// A range of values, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Interval {
@@ -108,6 +114,13 @@ mod tests {
         assert_eq!(quantile(&values, 0.875), 45.0);
         assert_eq!(quantile(&values, 1.0), 50.0);
         assert_eq!(quantile(&values, 7.0), 50.0);
+    }
+
+    #[test]
+    fn rounded_numbers_are_short() {
+        assert_eq!([118.193_473_368, 1.0 / 3.0, 0.0, 1.0].map(rounded), [118.193, 0.333_333, 0.0, 1.0]);
+        assert_eq!(rounded(-2.000_004e-9), -2e-9);
+        assert!(rounded(f64::NAN).is_nan() && rounded(f64::INFINITY) == f64::INFINITY);
     }
 
     #[test]

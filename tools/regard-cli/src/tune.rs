@@ -117,8 +117,8 @@ pub(crate) fn run(args: TuneArgs, global: &Global) -> Result<(), CliError> {
     let of_levels = |isa: &str| levels.iter().any(|level| level.isa().name() == isa);
     let mut profile = found.profile;
     let entries = profile.entries.len();
-    // A quick run leaves out what takes some seconds more, and keeps the card that is there.
-    if !args.quick && entries > 0 {
+    // A quick run leaves out what takes some seconds more, and keeps the card that is there. So does who wants to get away.
+    if !args.quick && entries > 0 && !STOP.load(Ordering::Relaxed) {
         profile.card = Some(card(&machine)?);
     }
     if let Some(old) = old {
@@ -230,7 +230,10 @@ fn search(levels: &[Level], machine: &Machine, args: &TuneArgs, earlier: Option<
 /// What is done now, with the time left and the leader.
 pub(crate) fn what(progress: Progress<'_>) -> String {
     let Progress { what, leader, seconds_left, .. } = progress;
-    let mut text = format!("{seconds_left:.0} s left  {what}");
+    let mut text = match seconds_left.is_finite() {
+        true => format!("{seconds_left:.0} s left  {what}"),
+        false => what.to_owned(),
+    };
     if let Some(config) = leader {
         let _ = write!(text, ": {} {} x {} leads", config.kernel, config.query_block, config.key_block);
     }
