@@ -253,7 +253,8 @@ fn missing(isa: Isa, machine: &Machine) -> String {
     format!("the processor or the operating system lacks {}", lacking.copied().collect::<Vec<_>>().join(", "))
 }
 
-fn describe(cache: &CacheSize) -> String {
+/// A cache, with its source and who shares it.
+pub(crate) fn describe(cache: &CacheSize) -> String {
     let CacheSize { bytes, source, shared_by } = cache;
     if *bytes == 0 {
         return "unknown".to_owned();

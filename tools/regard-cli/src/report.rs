@@ -7,6 +7,7 @@ mod data;
 mod embed;
 mod entrant;
 mod html;
+mod limits;
 mod machine;
 mod measure;
 mod noise;

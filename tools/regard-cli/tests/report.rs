@@ -63,8 +63,17 @@ fn a_page_has_everything_and_can_be_read_back() {
     check(&page);
     assert_eq!(data(&page), report);
 
-    for heading in ["In short", "Roofline", "Prompts", "Decoding", "Weightings", "Block sizes", "Noise", "To reproduce"]
-    {
+    for heading in [
+        "In short",
+        "Roofline",
+        "Limits of the machine",
+        "Prompts",
+        "Decoding",
+        "Weightings",
+        "Block sizes",
+        "Noise",
+        "To reproduce",
+    ] {
         assert!(page.contains(&format!("<h2>{heading}")), "{heading}");
     }
     assert!(page.contains("prefers-color-scheme: dark") && page.contains("regard report OUT.html --quick --seconds 0"));
@@ -90,6 +99,16 @@ fn a_page_has_everything_and_can_be_read_back() {
     let slowdown = heat["slowdown"].as_array().unwrap();
     assert!(slowdown.len() == rows && slowdown.iter().all(|row| row.as_array().unwrap().len() == columns));
     assert_eq!(slowdown.iter().flat_map(|row| row.as_array().unwrap()).filter(|x| **x == 1.0).count(), 1);
+    let card = report["machine"]["card"].to_string();
+    for row in ["Processor", "Virtual", "Cores", "NUMA nodes", "L1d", "L3", "Features", "System"] {
+        assert!(card.contains(row), "{row}");
+    }
+    assert!(report["limits"]["peaks"].as_array().unwrap().len() >= 2);
+    for figure in array("figures") {
+        let [low, high] = [0, 1].map(|end| figure["gflops_interval"][end].as_f64().unwrap());
+        let gflops = figure["gflops"].as_f64().unwrap();
+        assert!(0.0 < low && low <= gflops * 1.0001 && gflops <= high * 1.0001, "{figure}");
+    }
     let roofs = &report["roofs"];
     assert_eq!(roofs["memory"].as_array().unwrap().len(), 4);
     assert!(!roofs["compute"].as_array().unwrap().is_empty());
@@ -105,6 +124,9 @@ fn sides(place: &Place, report: &Value) {
     faster["machine"]["name"] = "The <other> & faster one".into();
     for figure in faster["figures"].as_array_mut().unwrap() {
         figure["gflops"] = (2.0 * figure["gflops"].as_f64().unwrap()).into();
+        for end in figure["gflops_interval"].as_array_mut().unwrap() {
+            *end = (2.0 * end.as_f64().unwrap()).into();
+        }
     }
     let page = fs::read_to_string(place.path("a.html")).unwrap();
     fs::write(place.path("b.html"), with_data(&page, &faster.to_string().replace('<', "\\u003c"))).unwrap();
@@ -113,12 +135,23 @@ fn sides(place: &Place, report: &Value) {
     let mean = text.lines().find(|line| line.starts_with("mean, all cases")).unwrap();
     assert!(mean.ends_with("2.000"), "{mean}");
     assert!(text.contains("B  The <other> & faster one"));
+    place.succeed(&["report", "compare", "a.html", "b.html", "--fail-below", "0.5"]);
+    place.succeed(&["report", "compare", "a.html", "a.html", "--fail-below", "1"]);
+    // The table comes all the same.
+    let slower = place.run(&["report", "compare", "b.html", "a.html", "--fail-below", "1000"]);
+    assert_eq!(slower.status.code(), Some(1));
+    assert!(stderr(&slower).contains("below 1000: B/A is 0.500 at ") && !slower.stdout.is_empty(), "{}", stderr(&slower));
+    assert!(place.fail(&["report", "compare", "a.html", "b.html", "--fail-below", "x"], 2).contains("--fail-below"));
     let md = place.succeed(&["report", "compare", "a.html", "b.html", "--md"]);
     assert!(md.contains("|---|---:|"));
     let lines = place.succeed(&["report", "compare", "a.html", "b.html", "--json", "--html", "both.html"]);
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), report["figures"].as_array().unwrap().len());
     assert!(lines.iter().all(|line| line["ratios"] == serde_json::json!([1.0, 2.0])));
+    for line in &lines {
+        let [low, high] = [0, 1].map(|end| line["intervals"][1][end].as_f64().unwrap());
+        assert!(low <= 2.0 && 2.0 <= high, "{line}");
+    }
     let both = fs::read_to_string(place.path("both.html")).unwrap();
     check(&both);
     assert!(both.contains("The &lt;other&gt; &amp; faster one") && !both.contains("<other>"));

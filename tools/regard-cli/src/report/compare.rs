@@ -29,16 +29,28 @@ pub(super) struct CompareArgs {
     /// Print tables in markdown
     #[arg(long)]
     md: bool,
+    /// Fail, with exit code 1, if a case of another report is slower than this many times the first one's, beyond doubt: with all
+    /// of its interval. 0.95 lets slowdowns of 5 % pass
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    fail_below: Option<f64>,
+}
+
+/// A ratio that makes sense.
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse().ok().filter(|ratio| (0.0..=1000.0).contains(ratio));
+    ratio.ok_or_else(|| "expected a ratio, from 0 to 1000".to_owned())
 }
 
 const AFTER_HELP: &str = "\
-A ratio is the speed over that of the first report; the mean is geometric. Ratios of machines hold as far as both were quiet:
-the grades say how much that is.
+A ratio is the speed over that of the first report, with the 95 % interval that both medians leave (~ marks those that include
+1; reports of older versions have none); the mean is geometric. Ratios of machines hold as far as both were quiet: the grades say
+how much that is, and an interval knows only of what changed while its case was timed.
 
 Examples:
   regard report compare a.html b.html
   regard report compare a.html b.html c.html --html all.html
-  regard report compare a.html b.html --md";
+  regard report compare a.html b.html --md
+  regard report compare before.html after.html --fail-below 0.95";
 
 /// A report with its letter.
 #[derive(Debug)]
@@ -64,6 +76,8 @@ struct Line<'a> {
     max_abs_error: Vec<f64>,
     /// Over the first.
     ratios: Vec<f64>,
+    /// Their 95 % intervals; null where a report has none.
+    intervals: Vec<Option<[f64; 2]>>,
 }
 
 /// Runs the command.
@@ -82,9 +96,31 @@ pub(super) fn run(args: &CompareArgs, global: &Global) -> Result<(), CliError> {
         writer.write_bytes(render(&sides, &rows).as_bytes())?;
     }
     if global.json {
-        return rows.iter().try_for_each(|row| output::json(&row.to_json(&sides)));
+        rows.iter().try_for_each(|row| output::json(&row.to_json(&sides)))?;
+    } else {
+        output::text(to_text(&sides, &rows, args.md))?;
     }
-    output::text(to_text(&sides, &rows, args.md))
+    args.fail_below.map_or(Ok(()), |least| verdict(&sides, &rows, least))
+}
+
+/// Fails if some case is slower than so many times the first, beyond doubt.
+fn verdict(sides: &[Side], rows: &[Row<'_>], least: f64) -> Result<(), CliError> {
+    let mut slower = Vec::new();
+    for row in rows {
+        for (i, side) in sides.iter().enumerate().skip(1) {
+            let Ratio { ratio, interval } = row.ratio(i);
+            // Without an interval there is doubt as soon as there is any.
+            if interval.map_or(ratio, |[_, high]| high) < least {
+                let name = output::one_line(&row.figures[0].name());
+                slower.push(format!("{}/A is {ratio:.3} at {name}", side.letter));
+            }
+        }
+    }
+    if slower.is_empty() {
+        return Ok(());
+    }
+    let (count, of) = (slower.len(), rows.len() * (sides.len() - 1));
+    Err(CliError::Failed(format!("{count} of {of} ratios are below {least}: {}", slower.join("; "))))
 }
 
 /// The cases of the first report that all others have, in its order.
@@ -101,10 +137,54 @@ fn rows(sides: &[Side]) -> Vec<Row<'_>> {
     first.report.figures.iter().filter_map(row).collect()
 }
 
+/// A speed over that of the first report.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Ratio {
+    ratio: f64,
+    /// Its 95 % interval, if both have one.
+    interval: Option<[f64; 2]>,
+}
+
+impl Ratio {
+    /// Of two medians that know nothing of each other: the squares of the relative half-widths add up.
+    fn new(figure: &Figure, first: &Figure) -> Self {
+        let ratio = figure.gflops / first.gflops;
+        let interval = figure.gflops_interval.zip(first.gflops_interval).map(|(own, other)| {
+            let down = (own[0] / figure.gflops).ln().hypot((other[1] / first.gflops).ln());
+            let up = (own[1] / figure.gflops).ln().hypot((other[0] / first.gflops).ln());
+            [ratio * (-down).exp(), ratio * up.exp()]
+        });
+        Self { ratio, interval }
+    }
+
+    /// Whether it may as well be 1.
+    fn may_be_one(self) -> bool {
+        self.interval.is_some_and(|[low, high]| low <= 1.0 && 1.0 <= high)
+    }
+
+    /// With so many digits.
+    fn to_text(self, digits: usize) -> String {
+        let Self { ratio, interval } = self;
+        let mark = if self.may_be_one() { "~" } else { "" };
+        match interval {
+            Some([low, high]) => format!("{mark}{ratio:.digits$} ({low:.digits$} to {high:.digits$})"),
+            None => format!("{ratio:.digits$}"),
+        }
+    }
+}
+
 impl Row<'_> {
     /// Speeds over that of the first.
     fn ratios(&self) -> Vec<f64> {
-        self.figures.iter().map(|figure| figure.gflops / self.figures[0].gflops).collect()
+        (0..self.figures.len()).map(|side| self.ratio(side).ratio).collect()
+    }
+
+    fn ratio(&self, side: usize) -> Ratio {
+        // The first is itself: there is no doubt about that.
+        if side == 0 {
+            return Ratio { ratio: 1.0, interval: Some([1.0; 2]) };
+        }
+        Ratio::new(self.figures[side], self.figures[0])
     }
 
     fn to_json<'a>(&'a self, sides: &'a [Side]) -> Line<'a> {
@@ -117,6 +197,7 @@ impl Row<'_> {
             fraction_of_roof: of(|figure| figure.fraction_of_roof),
             max_abs_error: of(|figure| figure.max_abs_error),
             ratios: self.ratios(),
+            intervals: (0..self.figures.len()).map(|side| self.ratio(side).interval).collect(),
         }
     }
 }
@@ -204,7 +285,7 @@ fn to_text(sides: &[Side], rows: &[Row<'_>], md: bool) -> String {
         for figure in &row.figures {
             line.extend([rate(figure.gflops), percent(figure.fraction_of_roof)]);
         }
-        line.extend(row.ratios()[1..].iter().map(|ratio| format!("{ratio:.3}")));
+        line.extend((1..sides.len()).map(|side| row.ratio(side).to_text(3)));
         cells.push(line);
     }
     for (name, means) in means(sides, rows) {
@@ -258,7 +339,8 @@ fn render(sides: &[Side], rows: &[Row<'_>]) -> String {
          <section><h2>In short</h2><p>Speed over that of A: geometric means of the cases that all reports have, with the least and the \
          greatest ratio.</p><div class=\"card\">{}</div></section>\
          <section><h2>Over length</h2><div class=\"columns\">{}{}</div></section>\
-         <section><h2>Every case</h2><p>Speed, and the fraction of the nearer of the machine's own limits.</p>\
+         <section><h2>Every case</h2><p>Speed, and the fraction of the nearer of the machine's own limits; ratios with the 95 % interval \
+         that both medians leave, ~ where that includes 1.</p>\
          <div class=\"card\">{}</div></section>",
         escape(&names.join(" · ")),
         means_table(sides, rows),
@@ -296,7 +378,7 @@ fn cases_table(sides: &[Side], rows: &[Row<'_>]) -> String {
                 Cell::Figure(error),
             ]);
         }
-        cells.extend(row.ratios()[1..].iter().map(|ratio| Cell::Figure(format!("{ratio:.2}"))));
+        cells.extend((1..sides.len()).map(|side| Cell::Figure(row.ratio(side).to_text(2))));
         cells
     };
     let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
@@ -340,6 +422,28 @@ mod tests {
         let [mean, least, most] = summary([2.0, 8.0, 4.0].into_iter());
         assert!((mean - 4.0).abs() < 1e-12 && (least - 2.0).abs() < 1e-12 && (most - 8.0).abs() < 1e-12);
         assert!(summary([0.0].into_iter())[0].is_nan());
+    }
+
+    #[test]
+    fn intervals_of_ratios() {
+        let figure = |gflops: f64, half: f64| {
+            let json = serde_json::json!({
+                "group": "prefill", "options": "", "dtype": "f32", "causal": false, "heads": 1, "kv_heads": 1, "queries": 1,
+                "keys": 1, "head_dim": 1, "threads": 1, "kernel": "", "key_block": 1, "query_block": 1, "gflops": gflops,
+                "gflops_interval": [gflops * (1.0 - half), gflops * (1.0 + half)], "peak_gflops": 1.0, "fraction_of_peak": 1.0,
+                "kv_bytes": 1.0, "kv_gbytes_per_s": 1.0, "read_gbytes_per_s": 1.0, "fraction_of_bandwidth": 1.0,
+                "fraction_of_roof": 1.0, "max_abs_error": 0.0, "rounds": 1
+            });
+            serde_json::from_value::<Figure>(json).unwrap()
+        };
+        let sure = Ratio::new(&figure(90.0, 0.03), &figure(100.0, 0.04));
+        let [low, high] = sure.interval.unwrap();
+        assert!(sure.ratio == 0.9 && (low - 0.855).abs() < 2e-3 && (high - 0.947).abs() < 2e-3, "{sure:?}");
+        assert!(!sure.may_be_one() && sure.to_text(2) == "0.90 (0.86 to 0.95)", "{}", sure.to_text(2));
+        let unsure = Ratio::new(&figure(97.0, 0.03), &figure(100.0, 0.04));
+        assert!(unsure.may_be_one() && unsure.to_text(3).starts_with("~0.970 ("));
+        let old = Figure { gflops_interval: None, ..figure(97.0, 0.0) };
+        assert_eq!(Ratio::new(&old, &figure(100.0, 0.0)).to_text(3), "0.970");
     }
 
     #[test]

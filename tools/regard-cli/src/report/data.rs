@@ -23,6 +23,9 @@ pub(super) struct Report {
     pub(super) machine: Machine,
     pub(super) validity: Validity,
     pub(super) roofs: Roofs,
+    /// The measured half of the machine card, of one and of all threads; absent from reports of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) limits: Option<regard_profile::Card>,
     pub(super) figures: Vec<Figure>,
     pub(super) contests: Vec<Contest>,
     pub(super) heat: Option<Heat>,
@@ -66,7 +69,7 @@ pub(super) enum Grade {
 /// The limits of one core.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Roofs {
-    /// Peaks of multiply-adds, in GFLOP/s: each level in f32, and products of bf16 where there are any.
+    /// Peaks of multiply-adds, in GFLOP/s: each level in f32, and products of bf16 and of integers where there are any.
     pub(super) compute: Vec<ComputeRoof>,
     /// What can be read, in GB/s: each cache, and memory.
     pub(super) memory: Vec<MemoryRoof>,
@@ -120,6 +123,9 @@ pub(super) struct Figure {
     pub(super) key_block: usize,
     pub(super) query_block: usize,
     pub(super) gflops: f64,
+    /// The 95 % interval of that; absent from reports of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) gflops_interval: Option<[f64; 2]>,
     /// Of the arithmetic that the kernel uses.
     pub(super) peak_gflops: f64,
     pub(super) fraction_of_peak: f64,

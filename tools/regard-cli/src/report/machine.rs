@@ -1,92 +1,158 @@
 //! The machine card of a report, and the limits of one core.
 
-use regard::{Level, Setup};
+use regard::{Isa, Level, Setup};
+use regard_profile::{Caches, Card, CoreClass, Cores, Memory, Operation, Source};
 use regard_simd::Extension;
-use regard_tuner::measure::{FmaProbe, ReadProbe};
+use regard_tuner::measure::FmaProbe;
+use regard_tuner::pin;
 use regard_tuner::stats::median;
 use serde_json::json;
 
 use super::data::{ComputeRoof, Machine, MemoryRoof, Roofs};
-use super::html;
 use crate::error::CliError;
-use crate::info::Card;
+use crate::info;
+use crate::setup::Threads;
 
 /// The card, as `regard info` has it.
 pub(super) fn card(setup: &Setup) -> Result<Machine, CliError> {
-    let details = serde_json::to_value(Card::detect()?);
+    let details = serde_json::to_value(info::Card::detect()?);
     let details = details.map_err(|error| CliError::Failed(format!("cannot write JSON: {error}")))?;
     let machine = &setup.machine;
-    let cores = &machine.cores;
     let name = if machine.brand.is_empty() { machine.microarch() } else { machine.brand.clone() };
-    let cache = |size: &regard_profile::CacheSize| match size.bytes {
-        0 => "unknown".to_owned(),
-        bytes => html::bytes(bytes),
-    };
-    let caches = &machine.caches;
     let extensions = Extension::ALL.into_iter().filter(|extension| extension.is_available_at(setup.level.isa()));
     let extensions: String = extensions.map(|extension| format!(" + {extension}")).collect();
     let profile = match &setup.profile {
         Some(profile) => format!("{} classes tuned", profile.entries.len()),
         None => "none: the analytic model".to_owned(),
     };
-    let rows = [
-        ("Architecture", machine.microarch()),
-        ("Virtual", if machine.hypervisor { "yes" } else { "not that it says" }.to_owned()),
-        ("Cores", format!("{} usable, {} logical CPUs on line", cores.usable(), cores.logical_online)),
-        ("Caches", format!("{} L1d · {} L2 · {} L3", cache(&caches.l1d), cache(&caches.l2), cache(&caches.l3))),
+    let regard_profile::Machine { family, model, stepping, .. } = machine;
+    let mut rows = vec![
+        ("Processor", format!("{}, family {family:#x}, model {model:#x}, stepping {stepping}", machine.microarch())),
+        ("Virtual", if machine.hypervisor { "yes, a hypervisor's guest" } else { "not that it says" }.to_owned()),
+    ];
+    rows.extend(cores(&machine.cores));
+    rows.extend(caches(&machine.caches));
+    rows.extend([
         ("Level", format!("{}{extensions}", setup.level.isa())),
+        ("Features", machine.features.join(" ")),
         ("Profile", profile),
         ("System", system()),
+    ]);
+    rows.extend(text_of("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").map(|text| ("Governor", text)));
+    rows.extend(memory_of_the_machine().map(|text| ("Memory", text)));
+    rows.extend([
         ("Compiled for", format!("{} {}", std::env::consts::ARCH, std::env::consts::OS)),
         ("Regard", env!("CARGO_PKG_VERSION").to_owned()),
         ("Fingerprint", machine.fingerprint()),
-    ];
+    ]);
     Ok(Machine {
         name,
         fingerprint: machine.fingerprint(),
         isa: setup.level.isa().to_string(),
-        usable_cores: cores.usable(),
-        card: rows.map(|(name, value)| (name.to_owned(), value)).to_vec(),
-        details: json!({ "info": details, "governor": governor() }),
+        usable_cores: machine.cores.usable(),
+        card: rows.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        details: json!({ "info": details, "governor": text_of("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") }),
     })
+}
+
+/// Cores, and what limits them.
+fn cores(cores: &Cores) -> Vec<(&'static str, String)> {
+    let quota = match (cores.quota, cores.quota_source) {
+        (Some(quota), source) => format!("quota {quota} CPUs ({source})"),
+        (None, Source::Unknown) => "quota unknown".to_owned(),
+        (None, source) => format!("no quota ({source})"),
+    };
+    let threading = if cores.smt { "several CPUs on a core" } else { "one CPU on a core" };
+    let nodes = match cores.numa_nodes {
+        0 => "unknown".to_owned(),
+        nodes => format!("{nodes} ({})", cores.numa_source),
+    };
+    let mut rows = vec![
+        (
+            "Cores",
+            format!(
+                "{} usable: {} physical behind the {} allowed of {} logical CPUs ({}), {threading}, {quota}",
+                cores.usable(),
+                cores.physical_allowed,
+                cores.allowed,
+                cores.logical_online,
+                cores.counts_source
+            ),
+        ),
+        ("NUMA nodes", nodes),
+    ];
+    if !cores.classes.is_empty() {
+        let classes = cores.classes.iter().map(|CoreClass { name, physical }| format!("{physical} {name}"));
+        rows.push(("Core classes", classes.collect::<Vec<_>>().join(", ")));
+    }
+    rows
+}
+
+/// A line for each cache, with its source.
+fn caches(caches: &Caches) -> Vec<(&'static str, String)> {
+    let all = [("L1d", &caches.l1d), ("L2", &caches.l2), ("L3", &caches.l3)];
+    all.map(|(name, cache)| (name, info::describe(cache))).to_vec()
 }
 
 /// The kernel of the operating system.
 fn system() -> String {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    format!("{} {}", std::env::consts::OS, release.trim()).trim().to_owned()
+    let release = text_of("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!("{} {release}", std::env::consts::OS).trim().to_owned()
 }
 
-/// How the clock is governed, if the system says so.
-fn governor() -> Option<String> {
-    let governor = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").ok()?;
-    Some(governor.trim().to_owned())
+/// How much memory there is, and whether large pages come by themselves: without them, reading is slower.
+fn memory_of_the_machine() -> Option<String> {
+    let text = text_of("/proc/meminfo")?;
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = kib.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let pages = text_of("/sys/kernel/mm/transparent_hugepage/enabled");
+    let pages = pages.as_deref().and_then(|text| text.split_once('[')?.1.split_once(']'));
+    let pages = pages.map_or_else(String::new, |(setting, _)| format!(", transparent large pages: {setting}"));
+    Some(format!("{:.1} GiB{pages}", kib as f64 / f64::from(1 << 20)))
 }
 
-/// The peaks of all levels up to the one in use, and the bandwidth of caches and memory. Takes two seconds.
-pub(super) fn roofs(setup: &Setup) -> Roofs {
-    const SAMPLES: usize = 5;
-    let sampled = |probe: FmaProbe| median(&[(); SAMPLES].map(|()| probe.sample()));
-    let levels = Level::available().iter().filter(|level| level.isa() <= setup.level.isa());
-    let mut compute: Vec<ComputeRoof> = levels
-        .map(|level| ComputeRoof { name: format!("{} f32", level.isa()), gflops: sampled(FmaProbe::new(*level)) })
-        .collect();
-    if let Some(probe) = FmaProbe::dots(setup.level) {
-        compute.push(ComputeRoof { name: format!("{} bf16", setup.level.isa()), gflops: sampled(probe) });
-    }
-    let caches = &setup.machine.caches;
-    let (l1d, l2, l3) = (caches.l1d_or_default(), caches.l2_share_or_default(), caches.l3_or_default());
-    let memory = [
-        ("L1", l1d / 2),
-        ("L2", l2 / 2),
-        // The third level is shared, perhaps with other guests: a small part of it.
-        ("L3", (l3 / 4).clamp(2 * l2, 16 << 20)),
-        ("memory", ReadProbe::bytes_for(l3)),
-    ];
-    let memory = memory.map(|(name, bytes)| {
-        let mut probe = ReadProbe::new(setup.level, bytes);
-        let gbytes_per_s = median(&[(); SAMPLES].map(|()| probe.sample()));
-        MemoryRoof { name: name.to_owned(), bytes, gbytes_per_s }
+/// A small file of the system, if there is one.
+fn text_of(path: &str) -> Option<String> {
+    Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+/// What the machine allows: the measured half of its card, of one and of all threads, and what of it limits the cases of one
+/// core. Takes some seconds.
+pub(super) fn limits(setup: &Setup, show: &mut dyn FnMut(f64, &str)) -> Result<(Card, Roofs), CliError> {
+    let threads = Threads::new(None, &setup.machine)?;
+    let card = regard_tuner::machine::card(setup.level, &setup.machine, &threads.execution(), show);
+    let integers = pin::pinned(|| {
+        const SAMPLES: usize = 9;
+        FmaProbe::int16_dots(setup.level).map(|probe| median(&[(); SAMPLES].map(|()| probe.sample())))
     });
-    Roofs { compute, memory: memory.to_vec() }
+    let roofs = roofs(&card, setup, integers.value);
+    Ok((card, roofs))
+}
+
+/// The peaks of all levels up to the one in use, and the bandwidth of caches and memory: those of one thread.
+fn roofs(card: &Card, setup: &Setup, integers: Option<f64>) -> Roofs {
+    let used = setup.level.isa();
+    let levels = Level::available().iter().map(|level| level.isa()).filter(|isa| *isa <= used);
+    let compute = levels.map(|isa| (Operation::Fma, isa, "f32")).chain([(Operation::DotBf16, used, "bf16")]);
+    let roof = |(operation, isa, what): (Operation, Isa, &str)| {
+        let gflops = card.peak(operation, isa.name(), 1)?;
+        Some(ComputeRoof { name: format!("{isa} {what}"), gflops })
+    };
+    let integers = integers.map(|gflops| ComputeRoof { name: format!("{used} int16"), gflops });
+    let memory = card.reads.iter().filter(|read| read.threads == 1).map(|read| MemoryRoof {
+        name: memory_name(read.memory).to_owned(),
+        bytes: read.bytes,
+        gbytes_per_s: read.gbytes_per_s.median,
+    });
+    Roofs { compute: compute.filter_map(roof).chain(integers).collect(), memory: memory.collect() }
+}
+
+/// A memory, for people.
+pub(super) fn memory_name(memory: Memory) -> &'static str {
+    match memory {
+        Memory::L1 => "L1",
+        Memory::L2 => "L2",
+        Memory::L3 => "L3",
+        Memory::Dram => "memory",
+    }
 }

@@ -33,7 +33,9 @@ pub(super) fn measure(quick: bool, seconds: f64, command: String, setup: &Setup)
     let mut watch = pin::pinned(|| Watch::new(setup.level)).value;
     let look = |watch: &mut Watch| pin::pinned(|| (0..3).for_each(|_| watch.look())).value;
     look(&mut watch);
-    let roofs = pin::pinned(|| machine::roofs(setup)).value;
+    let (limits, roofs) = machine::limits(setup, &mut |fraction, what| {
+        reporter.show(0.1 * fraction, &format!("the limits of the machine: {what}"));
+    })?;
 
     let count = schedule.cases.len();
     let each = SHARES[0] * seconds / count as f64;
@@ -70,6 +72,7 @@ pub(super) fn measure(quick: bool, seconds: f64, command: String, setup: &Setup)
         validity: judge(&noise, seconds, setup.machine.hypervisor),
         machine: card,
         roofs,
+        limits: Some(limits),
         figures,
         contests,
         heat: Some(heat),
@@ -114,6 +117,8 @@ fn figure(planned: &Planned, seconds: f64, setup: &Setup, ways: &mut Ways) -> Re
         key_block: line.key_block,
         query_block: line.query_block,
         gflops,
+        gflops_interval: Some(line.seconds_interval.map(|end| gflops * line.seconds / end))
+            .map(|[high, low]| [low, high]),
         peak_gflops: line.dot_peak_gflops.unwrap_or(line.peak_gflops),
         fraction_of_peak,
         kv_bytes,

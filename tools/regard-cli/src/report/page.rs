@@ -2,7 +2,7 @@
 
 use super::data::{Figure, Grade, Group, Machine, Report, Validity};
 use super::html::{Cell, error, escape, percent, rate, table};
-use super::{charts, embed};
+use super::{charts, embed, limits};
 use crate::error::CliError;
 
 /// A whole page. `body` is HTML.
@@ -26,6 +26,7 @@ pub(super) fn render(report: &Report) -> Result<String, CliError> {
         tiles(report),
         headline(report),
         roofline(report),
+        limits::section_of(report),
         lengths(report),
         decoding(report),
         contests(report),
@@ -131,7 +132,7 @@ fn figures_table(figures: &[&Figure]) -> String {
     table("", &headings, &figures.iter().map(row).collect::<Vec<_>>())
 }
 
-fn section(title: &str, text: &str, html: &str) -> String {
+pub(super) fn section(title: &str, text: &str, html: &str) -> String {
     format!("<section><h2>{}</h2><p>{}</p>{html}</section>", escape(title), escape(text))
 }
 
