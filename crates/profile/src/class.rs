@@ -69,10 +69,9 @@ impl fmt::Display for MaskClass {
 ///
 /// Batch and heads are left out on purpose: a sequence gets the same result in whatever company it comes. So are threads, which
 /// could have a say in the query block, as that decides no bits: a plan is then the same whoever runs it, and it costs next to
-/// nothing. On two Zen 4 cores (`cargo bench --bench query_blocks`) the best block of one thread loses 0 to 0.8 % with both of
-/// them to the best of both, less than the noise of such a comparison (1 to 2 %), where a call takes a millisecond or more. Calls of
-/// half a millisecond (8 heads, 512 queries and keys) vary by 10 to 20 % with two threads whatever the block, and no block is the
-/// better one from run to run.
+/// nothing. On two Zen 4 cores (`cargo bench --bench query_blocks`, two runs) the best block of one thread loses 0 to 0.8 % with
+/// both of them to the best of both where a call takes a millisecond or more. Shorter calls (8 heads, 512 queries and keys) vary
+/// with two threads by more than any block gains, up to a half, and another block is the best one in each run.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Class {
     /// Name of the instruction-set level, such as `avx512`.

@@ -147,7 +147,7 @@ pub(crate) fn run(args: TuneArgs, global: &Global) -> Result<(), CliError> {
     } else {
         let mut text = describe(&profile, path.as_deref().filter(|_| written));
         if let Some(record) = &recorded {
-            text += &again::regret(record, &profile);
+            text += &again::regret(&args, levels[0], &machine, record, &profile).unwrap_or_default();
         }
         output::text(text)?;
     }

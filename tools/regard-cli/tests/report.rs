@@ -140,7 +140,11 @@ fn sides(place: &Place, report: &Value) {
     // The table comes all the same.
     let slower = place.run(&["report", "compare", "b.html", "a.html", "--fail-below", "1000"]);
     assert_eq!(slower.status.code(), Some(1));
-    assert!(stderr(&slower).contains("below 1000: B/A is 0.500 at ") && !slower.stdout.is_empty(), "{}", stderr(&slower));
+    assert!(
+        stderr(&slower).contains("below 1000: B/A is 0.500 at ") && !slower.stdout.is_empty(),
+        "{}",
+        stderr(&slower)
+    );
     assert!(place.fail(&["report", "compare", "a.html", "b.html", "--fail-below", "x"], 2).contains("--fail-below"));
     let md = place.succeed(&["report", "compare", "a.html", "b.html", "--md"]);
     assert!(md.contains("|---|---:|"));

@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use regard::{Plan, Problem, Setup, kernel_set};
 use regard_kernels::table::kernels;
-use regard_profile::{Class, Config, Found, KernelCost, TileQuery, find};
-use regard_simd::Level;
+use regard_profile::{Class, Config, Found, KernelCost, Operation, Profile, TileQuery, find};
+use regard_simd::{Extension, Level};
 use regard_tuner::search::{Duel, Fate, Trial, Trials};
 use serde::Serialize;
 
@@ -14,7 +14,7 @@ use crate::tune;
 /// What the analytic model and the measured ceilings say of one core.
 #[derive(Debug, Serialize)]
 pub(super) struct Prediction {
-    /// The predicted part of the multiply-add peak; none for rows kernels, which the memory limits.
+    /// The predicted part of the peak of what the kernel multiplies; none for rows kernels, which the memory limits.
     fraction_of_peak: Option<f64>,
     /// Seconds that the multiply-adds take at the measured peak of the level.
     arithmetic_seconds: Option<f64>,
@@ -47,10 +47,8 @@ impl Prediction {
             cost.over_peak(&setup.machine.caches)
         });
         let measured = setup.profile.as_ref().and_then(|profile| profile.measured.as_ref());
-        let peak = measured.and_then(|measured| measured.fma_gflops.get(plan.isa().name()));
-        // Products of pairs have a peak of their own: twice as many at once.
-        let pairs = kernel.is_some_and(|kernel| kernel.extension.is_some());
-        let peak = peak.map(|peak| if pairs { 2.0 * peak } else { *peak });
+        let extension = level.and_then(|level| crate::setup::extension(level, plan.kernel()));
+        let peak = setup.profile.as_ref().and_then(|profile| peak(profile, plan.isa().name(), extension));
         let arithmetic_seconds = peak.map(|peak| flops / peak / 1e9);
         let memory_seconds = measured.map(|measured| problem.kv_bytes() / measured.read_gbytes_per_s / 1e9);
         let roof = arithmetic_seconds
@@ -77,6 +75,21 @@ impl Prediction {
         }
         text
     }
+}
+
+/// The peak of one core, in 10⁹ operations per second, of what a kernel with this extension multiplies.
+fn peak(profile: &Profile, isa: &str, extension: Option<Extension>) -> Option<f64> {
+    let fma = profile.measured.as_ref()?.fma_gflops.get(isa).copied()?;
+    let Some(extension) = extension else { return Some(fma) };
+    let of_card = |operation| profile.card.as_ref().and_then(|card| card.peak(operation, isa, 1));
+    let of_pairs = match extension {
+        Extension::Bf16 => of_card(Operation::DotBf16),
+        // Measured of bytes, of which an instruction takes twice as many.
+        Extension::Vnni => of_card(Operation::DotInt8).map(|peak| peak / 2.0),
+        _ => None,
+    };
+    // Where nobody measured it: twice as many at once.
+    Some(of_pairs.unwrap_or(2.0 * fma))
 }
 
 /// Seconds in a unit that leaves digits before the point.

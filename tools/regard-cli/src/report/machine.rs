@@ -38,7 +38,13 @@ pub(super) fn card(setup: &Setup) -> Result<Machine, CliError> {
         ("Profile", profile),
         ("System", system()),
     ]);
-    rows.extend(text_of("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").map(|text| ("Governor", text)));
+    let files = [
+        ("Microcode", "/sys/devices/system/cpu/cpu0/microcode/version"),
+        ("Governor", "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        ("Boost", "/sys/devices/system/cpu/cpufreq/boost"),
+        ("No turbo", "/sys/devices/system/cpu/intel_pstate/no_turbo"),
+    ];
+    rows.extend(files.into_iter().filter_map(|(name, path)| Some((name, text_of(path)?))));
     rows.extend(memory_of_the_machine().map(|text| ("Memory", text)));
     rows.extend([
         ("Compiled for", format!("{} {}", std::env::consts::ARCH, std::env::consts::OS)),

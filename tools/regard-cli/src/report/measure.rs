@@ -1,6 +1,6 @@
 //! The measuring of a report.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use regard::{Dtype, Setup};
 use regard_tuner::measure::Budget;
@@ -38,11 +38,16 @@ pub(super) fn measure(quick: bool, seconds: f64, command: String, setup: &Setup)
     })?;
 
     let count = schedule.cases.len();
-    let each = SHARES[0] * seconds / count as f64;
+    // What is not timed takes time too: inputs, and checking results. It is known from the cases before.
+    let (start, mut timed) = (Instant::now(), 0.0);
     let mut ways = Ways::new();
     let mut figures = Vec::with_capacity(count);
     for (i, planned) in schedule.cases.iter().enumerate() {
         reporter.show(0.1 + 0.7 * i as f64 / count as f64, &planned.options);
+        let passed = start.elapsed().as_secs_f64();
+        let beside = (passed - timed) / i.max(1) as f64;
+        let each = ((SHARES[0] * seconds - passed) / (count - i) as f64 - beside).max(0.0);
+        timed += each;
         figures.push(figure(planned, each, setup, &mut ways)?);
         look(&mut watch);
     }

@@ -111,24 +111,36 @@ fn headline(report: &Report) -> String {
         "Each case takes turns with a loop of multiply-adds and with reading memory, and a fraction is the median of the ratios of \
          neighbours. The nearer limit is the one that allows less. GFLOP/s count 2 (d + d) for every visible pair of query and \
          key; GB/s count K and V once.",
-        &format!("<div class=\"card\" style=\"margin-top:16px\">{}</div>", figures_table(&figures)),
+        &format!("<div class=\"card\" style=\"margin-top:16px\">{}</div>", figures_table(&figures, false)),
     )
 }
 
-fn figures_table(figures: &[&Figure]) -> String {
+/// A line for each figure; with the intervals of the speeds and the rounds that they rest on, if there is room for them.
+fn figures_table(figures: &[&Figure], roomy: bool) -> String {
+    let interval = |figure: &Figure| match figure.gflops_interval {
+        Some([low, high]) => format!("{} to {}", rate(low), rate(high)),
+        None => "-".to_owned(),
+    };
     let row = |figure: &&Figure| {
-        vec![
-            Cell::Text(figure.name()),
-            Cell::Figure(rate(figure.gflops)),
+        let mut cells = vec![Cell::Text(figure.name()), Cell::Figure(rate(figure.gflops))];
+        if roomy {
+            cells.extend([Cell::Figure(interval(figure)), Cell::Figure(figure.rounds.to_string())]);
+        }
+        cells.extend([
             Cell::Share(figure.fraction_of_peak),
             Cell::Figure(rate(figure.kv_gbytes_per_s)),
             Cell::Share(figure.fraction_of_bandwidth),
             Cell::Share(figure.fraction_of_roof),
             Cell::Figure(error(figure.max_abs_error)),
             Cell::Text(figure.kernel.clone()),
-        ]
+        ]);
+        cells
     };
-    let headings = ["case", "GFLOP/s", "of peak", "GB/s", "of bandwidth", "of nearer limit", "largest error", "kernel"];
+    let mut headings = vec!["case", "GFLOP/s"];
+    if roomy {
+        headings.extend(["95 % interval", "rounds"]);
+    }
+    headings.extend(["of peak", "GB/s", "of bandwidth", "of nearer limit", "largest error", "kernel"]);
     table("", &headings, &figures.iter().map(row).collect::<Vec<_>>())
 }
 
@@ -307,7 +319,7 @@ fn reproduce(report: &Report) -> String {
          <details><summary>Every case by itself</summary><pre>{}</pre></details></div>",
         escape(&report.command),
         all.len(),
-        figures_table(&all),
+        figures_table(&all, true),
         escape(&commands)
     );
     section(
