@@ -123,7 +123,9 @@ fn sides(place: &Place, report: &Value) {
     let mut faster = report.clone();
     faster["machine"]["name"] = "The <other> & faster one".into();
     for figure in faster["figures"].as_array_mut().unwrap() {
-        figure["gflops"] = (2.0 * figure["gflops"].as_f64().unwrap()).into();
+        for field in ["gflops", "fraction_of_roof"] {
+            figure[field] = (2.0 * figure[field].as_f64().unwrap()).into();
+        }
         for end in figure["gflops_interval"].as_array_mut().unwrap() {
             *end = (2.0 * end.as_f64().unwrap()).into();
         }
@@ -137,6 +139,14 @@ fn sides(place: &Place, report: &Value) {
     assert!(text.contains("B  The <other> & faster one"));
     place.succeed(&["report", "compare", "a.html", "b.html", "--fail-below", "0.5"]);
     place.succeed(&["report", "compare", "a.html", "a.html", "--fail-below", "1"]);
+    // Slower on a machine that was slower is no slowdown.
+    let mut slower = faster.clone();
+    for (figure, old) in slower["figures"].as_array_mut().unwrap().iter_mut().zip(report["figures"].as_array().unwrap())
+    {
+        figure["fraction_of_roof"] = old["fraction_of_roof"].clone();
+    }
+    fs::write(place.path("c.html"), with_data(&page, &slower.to_string().replace('<', "\\u003c"))).unwrap();
+    place.succeed(&["report", "compare", "c.html", "a.html", "--fail-below", "0.9"]);
     // The table comes all the same.
     let slower = place.run(&["report", "compare", "b.html", "a.html", "--fail-below", "1000"]);
     assert_eq!(slower.status.code(), Some(1));

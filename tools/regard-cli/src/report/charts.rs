@@ -249,7 +249,11 @@ pub(super) fn blocks(heat: &Heat) -> String {
         let row = heat.query_blocks.iter().position(|block| *block == query_block)?;
         Some((row, heat.key_blocks.iter().position(|block| *block == key_block)?))
     };
-    let picks = [(at(heat.model), "model"), (heat.tuned.and_then(at), "tuned")];
+    // Two words are wider than a cell.
+    let picks = match heat.tuned {
+        Some(tuned) if tuned == heat.model => [(at(tuned), "both"), (None, "")],
+        tuned => [(at(heat.model), "model"), (tuned.and_then(at), "profile")],
+    };
     let marks: Vec<_> =
         picks.into_iter().filter_map(|(place, name)| place.map(|(row, column)| (row, column, name))).collect();
     let map = Map {

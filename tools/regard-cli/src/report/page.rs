@@ -256,7 +256,8 @@ fn contests(report: &Report) -> String {
 
 fn blocks(report: &Report) -> String {
     let Some(heat) = &report.heat else { return String::new() };
-    let text = format!("{} with {}, {} rounds.", heat.options.replace("--", ""), heat.kernel, heat.rounds);
+    let both = if heat.tuned == Some(heat.model) { " Both: the pick of the model and of the profile." } else { "" };
+    let text = format!("{} with {}, {} rounds.{both}", heat.options.replace("--", ""), heat.kernel, heat.rounds);
     let pick = |name: &str, pick: [usize; 2]| {
         let slowdown =
             heat.slowdown_of(pick).map_or("?".to_owned(), |slowdown| format!("+{}", percent(slowdown - 1.0)));
