@@ -103,7 +103,7 @@ pub fn int8_chains(level: Level, iterations: u64) -> Option<u64> {
 /// Runs `iterations` passes over independent chains of dot products of pairs of 16-bit integers, added up in i32, and gives the
 /// number of integer operations that this took: 4 per lane of 32 bits and instruction, two multiplications and two additions.
 ///
-/// `None` where [`Extension::Vnni`](crate::Extension::Vnni) is not to be had at the level. Otherwise as [`fma_chains`].
+/// `None` where [`Extension::Vnni`] is not to be had at the level. Otherwise as [`fma_chains`].
 pub fn int16_chains(level: Level, iterations: u64) -> Option<u64> {
     // At least one pass, to know what it is.
     let passes = iterations.max(1);
