@@ -104,18 +104,22 @@ pub fn int8_chains(level: Level, iterations: u64) -> Option<u64> {
 /// number of integer operations that this took: 4 per lane of 32 bits and instruction, two multiplications and two additions.
 ///
 /// `None` where [`Extension::Vnni`] is not to be had at the level. Otherwise as [`fma_chains`].
+#[cfg(target_arch = "x86_64")]
 pub fn int16_chains(level: Level, iterations: u64) -> Option<u64> {
-    // At least one pass, to know what it is.
-    let passes = iterations.max(1);
-    let operations_of_a_pass = match level {
-        #[cfg(target_arch = "x86_64")]
+    match level {
         Level::Avx512(_) if std::arch::is_x86_feature_detected!("avx512vnni") => {
+            // At least one pass, to know what it is.
             // SAFETY: the token in the level exists only where its features were detected, and the other one was now.
-            unsafe { x86_64::avx512_int16_chains(passes) }
+            Some(iterations * unsafe { x86_64::avx512_int16_chains(iterations.max(1)) })
         }
-        _ => return None,
-    };
-    Some(iterations * operations_of_a_pass)
+        _ => None,
+    }
+}
+
+/// No other architecture has such an instruction for vectors of a level.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn int16_chains(_level: Level, _iterations: u64) -> Option<u64> {
+    None
 }
 
 /// The chains of the portable level. Gives the floating point operations of one pass.
