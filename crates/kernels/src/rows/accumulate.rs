@@ -37,7 +37,7 @@ pub(crate) struct AccumulateArgs<E> {
     pub(super) ends: [bool; 2],
     /// `[step]`: one bit for each lane that sees its key; null if weights of others may be multiplied with their values.
     pub(super) visible: *const u64,
-    /// Elements from a key to what is prefetched with it; 0 for nothing.
+    /// Elements from a key to what is prefetched with it; 0 asks for the key itself, which does no harm.
     pub(super) ahead: usize,
 }
 

@@ -146,7 +146,8 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
         self.takes_turns() && source.page_rows().is_none() && source.row_bytes() == columns * size_of::<F::Element>()
     }
 
-    /// How far ahead to ask for the rows of a source, in bytes; 0 for not at all.
+    /// How far ahead to ask for the rows of a source, in bytes. 0 asks for what is read anyway, at no cost that could be
+    /// measured.
     fn ahead(&self, group: Group<'_>, source: &Source<'_>, columns: usize) -> usize {
         let none = group.index > 0 || self.keeps_up(source, columns);
         if none { 0 } else { ahead_bytes(group.rows.len(), source.dtype) }

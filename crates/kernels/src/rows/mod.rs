@@ -1,18 +1,18 @@
 //! The rows kernel: few query rows, columns in lanes, K and V streamed once for all of them.
 //!
-//! One call takes the rows that share a KV head (all heads of a group, all tokens of a verification step) through a span of
-//! keys:
+//! One call takes the rows that share a KV head (all heads of a group, all tokens of a verification step) through spans of
+//! its keys, one after the other:
 //!
 //! ```text
 //! pack the queries, one group of rows at a time
 //! for each key block
 //!     for each few keys, and each group
 //!         scores   q . k                         registers: rows x keys, lane by lane; sums over lanes 16 at a time
-//!         sums = alpha sums + weights V          of the block before; registers: rows x vectors of columns
+//!         sums = alpha sums + weights V          registers: rows x vectors of columns; see `block` for when
 //!     for each group
 //!         terms    scale of keys, soft-cap, bias, mask, maximum
 //!         weigh    scores to weights, in place   the weighting's own code
-//! fold the lanes of each row into one state
+//! at the end of a span, fold the lanes of each row into one state, and merge it with those before it
 //! ```
 //!
 //! A vector of scores holds several keys for each row (16 for a single row, at 16 lanes): the weighting sees them as rows of

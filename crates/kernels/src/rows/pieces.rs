@@ -22,7 +22,7 @@ pub(super) struct Piece {
     pub(super) rows: usize,
     /// Its first key, of the block.
     pub(super) place: usize,
-    /// Bytes from a key to what is to be prefetched with it; 0 for nothing.
+    /// Bytes from a key to what is to be prefetched with it; 0 for nothing but the key itself.
     pub(super) ahead: usize,
 }
 

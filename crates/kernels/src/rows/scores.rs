@@ -53,7 +53,7 @@ pub(crate) struct ScoreArgs<E> {
     pub(super) d: usize,
     /// `[step][L]`
     pub(super) scores: *mut f32,
-    /// Elements from a key to what is prefetched with it; 0 for nothing.
+    /// Elements from a key to what is prefetched with it; 0 asks for the key itself, which does no harm.
     pub(super) ahead: usize,
 }
 
