@@ -132,14 +132,15 @@ impl Array {
     /// The same tensor in as many copies, each of which starts at a cache line, as frameworks allocate tensors.
     #[must_use]
     pub fn repeated(mut self, copies: usize) -> Self {
-        let [data, scales] = &mut self.places;
+        let [data, scales] = self.places.each_mut();
+        let len = self.shape.iter().product();
         match &mut self.elements {
-            Elements::F32(elements) => *data = repeat(elements, copies),
-            Elements::F16(elements) => *data = repeat(elements, copies),
-            Elements::Bf16(elements) => *data = repeat(elements, copies),
+            Elements::F32(elements) => repeat(elements, data, len, copies),
+            Elements::F16(elements) => repeat(elements, data, len, copies),
+            Elements::Bf16(elements) => repeat(elements, data, len, copies),
             Elements::Int8(elements, of_rows) => {
-                *data = repeat(elements, copies);
-                *scales = repeat(of_rows, copies);
+                repeat(elements, data, len, copies);
+                repeat(of_rows, scales, self.scales.iter().product(), copies);
             }
         }
         self.copies = copies;
@@ -213,19 +214,21 @@ impl Array {
     }
 }
 
-/// Repeats all elements from a cache line on.
-fn repeat<T: Copy + Default>(elements: &mut Vec<T>, copies: usize) -> Places {
+/// Repeats the first copy, which has `len` elements unless there are too few, each time from a cache line on.
+fn repeat<T: Copy + Default>(elements: &mut Vec<T>, places: &mut Places, len: usize, copies: usize) {
+    let first = &elements[places.start..];
+    let first = &first[..len.min(first.len())];
     let line = LINE / size_of::<T>();
-    let stride = elements.len().next_multiple_of(line);
+    let stride = first.len().next_multiple_of(line);
     let mut all: Vec<T> = Vec::with_capacity(stride * copies + line);
     let start = all.as_ptr().align_offset(LINE).min(line);
     all.resize(start, T::default());
     for copy in 1..=copies {
-        all.extend_from_slice(elements);
+        all.extend_from_slice(first);
         all.resize(start + copy * stride, T::default());
     }
     *elements = all;
-    Places { start, stride }
+    *places = Places { start, stride };
 }
 
 #[cfg(test)]
@@ -265,6 +268,28 @@ mod tests {
             let Ok(Tensor::F32(view)) = array.tensor(copy) else { panic!("f32 is f32") };
             assert_eq!(view.row([0, 0, 0]).as_ptr().align_offset(LINE), 0);
         }
+    }
+
+    #[test]
+    fn what_was_repeated_is_repeated_as_it_was() {
+        let numbers: Vec<f32> = (1..=42).map(|i| i as f32).collect();
+        let bytes = numbers.iter().map(|x| *x as i8).collect();
+        for elements in [Elements::F32(numbers.clone()), Elements::Int8(bytes, vec![0.5, 1.0, 2.0, 4.0, 8.0, 16.0])] {
+            let once = Array::new(elements, [1, 2, 3, 7], Order::HeadsFirst);
+            // Where a cache line starts differs from one allocation to the next.
+            let mut again = once.clone();
+            for copies in 1..20 {
+                again = again.repeated(copies);
+                for copy in 0..copies {
+                    for (head, row, column) in [(0, 0, 0), (0, 2, 6), (1, 0, 0), (1, 2, 6)] {
+                        let index = [0, head, row, column];
+                        assert_eq!(again.tensor(copy).unwrap().get(index), once.tensor(0).unwrap().get(index));
+                    }
+                }
+            }
+        }
+        let short = Array::new(Elements::F32(vec![1.0; 5]), [1, 2, 3, 7], Order::HeadsFirst);
+        assert!(short.repeated(1).tensor(0).is_err());
     }
 
     #[test]

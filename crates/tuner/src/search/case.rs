@@ -30,9 +30,13 @@ const TOLERANCE: f64 = 2e-5;
 /// The same where weights are rounded to bf16, which is off by up to 2^-9 of each.
 const TOLERANCE_OF_PAIRS: f64 = 8e-3;
 
-/// The same where queries and weights may be rounded to 16 bits of the largest of their row: 2^-16 of it for each element of a
-/// query, which scores of a few units feel as some 2^-14.
+/// The same where queries may be rounded to 16 bits of the largest of their row: 2^-16 of it for each element, which scores of a
+/// few units feel as some 2^-14.
 const TOLERANCE_OF_FIXED: f64 = 5e-4;
+
+/// What is added then for each key, over the magnitude of its value times the largest weight of its row: weights are rounded to
+/// 16 bits of that, whatever they are themselves. (All scales of values are the same here.)
+const QUANTUM_OF_WEIGHTS: f64 = 1.0 / 65_536.0 * 1.01;
 
 /// Different numbers in an input; longer ones repeat them. No multiple of any dimension, so that no two rows are the same.
 const NUMBERS: usize = 65_537;
@@ -95,7 +99,7 @@ impl Case {
         let mut case = Self {
             anchor,
             level,
-            q: array(1, [1, heads * group, queries, head_dim], q_dtype),
+            q: array(1, [1, heads * group, queries, head_dim], q_dtype).repeated(1),
             kv: [2, 3].map(|seed| array(seed, [1, heads, keys, head_dim], dtype).repeated(copies)),
             next: Cell::new(0),
             weighting: anchor.weighting(),
@@ -234,10 +238,10 @@ impl Case {
         let call = self.call(0);
         let kv_head = head / group;
         let pairs = lanes_kernels(self.level, dtype).any(|kernel| kernel.dtype == Dtype::Bf16);
-        let relative = match dtype {
-            _ if pairs => TOLERANCE_OF_PAIRS,
-            Dtype::Int8 => TOLERANCE_OF_FIXED,
-            _ => TOLERANCE,
+        let (relative, quantum) = match dtype {
+            _ if pairs => (TOLERANCE_OF_PAIRS, 0.0),
+            Dtype::Int8 => (TOLERANCE_OF_FIXED, QUANTUM_OF_WEIGHTS),
+            _ => (TOLERANCE, 0.0),
         };
         let seen = self.sequences[0].band.visible(query, keys);
         let visible: Vec<bool> = (0..keys).map(|key| seen.contains(&key)).collect();
@@ -257,9 +261,12 @@ impl Case {
             .collect();
         let mut weights = vec![0.0; keys];
         self.weighting.weights_f64(&scores, &visible, None, &mut weights);
+        let quantum = quantum * weights.iter().fold(0.0, |largest, weight| weight.abs().max(largest));
         let columns = (0..head_dim).map(|c| {
-            let terms = seen.clone().map(|key| weights[key] * f64::from(call.v.get([0, kv_head, key, c])));
-            terms.fold((0.0, 0.0), |(sum, tolerance), term| (sum + term, tolerance + relative * term.abs()))
+            seen.clone().fold((0.0, 0.0), |(sum, tolerance), key| {
+                let (weight, value) = (weights[key], f64::from(call.v.get([0, kv_head, key, c])));
+                (sum + weight * value, tolerance + (relative * weight.abs() + quantum) * value.abs())
+            })
         });
         SampledRow { head, query, columns: columns.collect() }
     }
@@ -283,7 +290,7 @@ fn array(seed: u64, shape: [usize; 4], dtype: Dtype) -> Array {
         }
         dtype => Elements::rounded(all, dtype).expect("only bytes take a scale"),
     };
-    Array::new(elements, shape, Order::HeadsFirst).repeated(1)
+    Array::new(elements, shape, Order::HeadsFirst)
 }
 
 #[cfg(test)]
@@ -305,6 +312,20 @@ mod tests {
         Case::new(level, anchor, 10_000)
     }
 
+    /// Every candidate of every level.
+    #[track_caller]
+    fn all_pass(anchors: &[Anchor]) {
+        for &level in Level::available() {
+            for (anchor, contest) in anchors.iter().zip(contests(level, &Caches::default(), anchors)) {
+                let case = case(level, *anchor);
+                for config in &contest.candidates {
+                    let candidate = Candidate::of(level, config).expect("candidates are of this level");
+                    assert_eq!(case.verify(&candidate), Ok(()), "{config:?}\n{anchor:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn every_candidate_passes_the_gate() {
         let families = [Family::Exponential, Family::Selection, Family::Pointwise, Family::Normalised];
@@ -313,15 +334,15 @@ mod tests {
             [Role::Lanes, Role::Rows, Role::Crossing].map(|role| small(role, Family::Exponential, dtype))
         });
         let anchors: Vec<Anchor> = of_lanes.into_iter().chain(of_types).collect();
-        for &level in Level::available() {
-            for (anchor, contest) in anchors.iter().zip(contests(level, &Caches::default(), &anchors)) {
-                let case = case(level, *anchor);
-                for config in &contest.candidates {
-                    let candidate = Candidate::of(level, config).expect("candidates are of this level");
-                    assert_eq!(case.verify(&candidate), Ok(()), "{config:?}\n{anchor:?}");
-                }
-            }
-        }
+        all_pass(&anchors);
+    }
+
+    /// Whatever the numbers are: small ones beside large ones, zeros where a row looks most.
+    #[test]
+    fn rounded_integers_pass_the_gate_at_any_dimension() {
+        let of_dim = |head_dim| Anchor { head_dim, ..small(Role::Rows, Family::Exponential, Dtype::Int8) };
+        let anchors: Vec<Anchor> = (1..=128).map(of_dim).collect();
+        all_pass(&anchors);
     }
 
     #[test]
