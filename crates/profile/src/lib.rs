@@ -4,7 +4,7 @@
 //! - [`Machine::detect`]: what the processor is, its caches, and the cores that this process may use;
 //! - [`find`]: the [`Profile`] that was tuned for this machine and these kernels, or for one that is near enough, or why
 //!   there is none;
-//! - [`tiles`]: the block sizes to use where there is no profile.
+//! - [`tiles`]: the block sizes to use where there is no profile; and [`Machine::bf16_pairs_pay`], which kernels are worth it.
 //!
 //! Nothing here searches, measures or runs a kernel, and nothing keeps global state.
 //!
