@@ -108,6 +108,17 @@ impl Form {
     }
 }
 
+/// Whether instructions for products of an element type are taken, where there are any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Native {
+    /// Elements are widened.
+    Never,
+    /// Where that is faster than widening.
+    WherePays,
+    /// Wherever the machine has them.
+    Always,
+}
+
 /// What attention to compute. The tensors themselves are given to [`Problem::new`](crate::Problem::new).
 ///
 /// The score of query `i` and key `j` is made in this order: `scale * <q_i, k_j>`, soft-cap, plus ALiBi, plus bias,
@@ -144,7 +155,7 @@ pub struct Attention<'a> {
     pub(crate) split: Split,
     pub(crate) form: Form,
     pub(crate) gates: Option<&'a [f32]>,
-    pub(crate) native_half: bool,
+    pub(crate) native_half: Option<bool>,
     pub(crate) native_int8: bool,
     pub(crate) isa: Option<Isa>,
 }
@@ -175,7 +186,7 @@ impl<'a> Attention<'a> {
             split: Split::Auto,
             form: Form::Auto,
             gates: None,
-            native_half: true,
+            native_half: None,
             native_int8: true,
             isa: None,
         }
@@ -324,12 +335,15 @@ impl<'a> Attention<'a> {
         self
     }
 
-    /// Whether q, k and v that are all bf16 may be multiplied by bf16 instructions, where the machine has them: true if
-    /// never called. Products are then added in f32, and weights are rounded to bf16 before they meet V (a relative
-    /// error of up to 2^-8 each). With `false`, or [`Numerics::Portable`], everything is widened to f32. Hard and
-    /// average-hard attention always is.
+    /// Whether q, k and v that are all bf16 are multiplied by bf16 instructions: with `true` wherever the machine has them,
+    /// with `false` never; if never called, where the machine has them and they are faster than widening
+    /// ([`Machine::bf16_pairs_pay`](regard_profile::Machine::bf16_pairs_pay): not on Intel's cores). Products are then added
+    /// in f32, and weights are rounded to bf16 before they meet V (a relative error of up to 2^-8 each). Otherwise, and under
+    /// [`Numerics::Portable`], everything is widened to f32. Hard and average-hard attention always is.
+    ///
+    /// A plan runs problems only that say the same here as the one that it was made for.
     pub fn native_half(mut self, native: bool) -> Self {
-        self.native_half = native;
+        self.native_half = Some(native);
         self
     }
 

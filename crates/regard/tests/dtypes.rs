@@ -5,9 +5,10 @@ mod common;
 
 use common::{Data, numbers, setup_of, small_integers, weightings};
 use regard::{
-    Align, Attention, Dtype, Error, Execution, Level, Numerics, Plan, Problem, Quantised, TensorMut, View, ViewMut,
-    Weighting, bf16, f16, reference,
+    Align, Attention, Dtype, Error, Execution, Form, Level, Numerics, Plan, Problem, Quantised, Setup, TensorMut, View,
+    ViewMut, Weighting, bf16, f16, reference,
 };
+use regard_profile::Machine;
 use regard_simd::Extension;
 
 const HEADS: [usize; 2] = [4, 2];
@@ -41,8 +42,10 @@ fn every_combination_is_right() {
                         for level in Level::available() {
                             check(&Problem::new(&options, q, k, v).unwrap(), *level);
                             if [q.dtype(), k.dtype()] == [Dtype::Bf16; 2] {
-                                let widened = options.clone().native_half(false);
-                                check(&Problem::new(&widened, q, k, v).unwrap(), *level);
+                                for native in [true, false] {
+                                    let asked = options.clone().native_half(native);
+                                    check(&Problem::new(&asked, q, k, v).unwrap(), *level);
+                                }
                             }
                             if k.dtype() == Dtype::Int8 {
                                 let widened = options.clone().native_int8(false);
@@ -203,20 +206,106 @@ fn integer_instructions_can_be_refused() {
     }
 }
 
-/// What native products of bf16 are used for, as plans say it.
+/// What native products of bf16 are used for, as plans say it: where the machine has them and they pay, wherever it has them, or
+/// never.
 #[test]
-fn bf16_instructions_can_be_refused() {
-    let data = data([Dtype::Bf16, Dtype::Bf16], 40, false);
-    let [q, k, v] = [0, 1, 2].map(|i| data[i].tensor(shapes(40)[i]));
-    for level in Level::available() {
-        let kernel =
-            |options: &Attention<'_>| Plan::new(&Problem::new(options, q, k, v).unwrap(), &setup_of(*level)).kernel();
-        let softmax = Attention::softmax;
-        let widened = kernel(&softmax().native_half(false));
-        assert!(widened.contains("_lanes_f32_"), "{widened}");
-        assert_eq!(kernel(&softmax().numerics(Numerics::Portable)), widened);
-        assert_eq!(kernel(&Attention::new(Weighting::HardLeft)), widened);
-        let native = kernel(&softmax());
-        assert!(native == widened || native.contains("_lanes_bf16_"), "{native}");
+fn bf16_instructions_are_taken_where_they_pay() {
+    for queries in [1, 40] {
+        let data = data([Dtype::Bf16, Dtype::Bf16], queries, false);
+        let [q, k, v] = [0, 1, 2].map(|i| data[i].tensor(shapes(queries)[i]));
+        for (level, pays) in Level::available().iter().flat_map(|level| [(*level, true), (*level, false)]) {
+            let setup = setup_where(level, pays);
+            let plan = |options: &Attention<'_>| Plan::new(&Problem::new(options, q, k, v).unwrap(), &setup);
+            let softmax = Attention::softmax;
+            let widened = plan(&softmax().native_half(false)).kernel();
+            assert!(widened.contains("_lanes_f32_") || widened.ends_with("_rows_bf16"), "{widened}");
+            for native in [softmax(), softmax().native_half(true)] {
+                assert_eq!(plan(&native.clone().numerics(Numerics::Portable)).kernel(), widened);
+            }
+            for options in [Attention::new(Weighting::HardLeft), Attention::new(Weighting::HardLeft).native_half(true)]
+            {
+                assert_eq!(plan(&options).kernel(), widened);
+            }
+            let native = plan(&softmax().native_half(true)).kernel();
+            let has = Extension::Bf16.is_available_at(level.isa());
+            assert_eq!(native.contains("_lanes_bf16_") || native.ends_with("_rows_bf16_dots"), has, "{native}");
+            assert_eq!(native != widened, has);
+
+            let by_default = plan(&softmax());
+            assert_eq!(by_default.kernel(), if pays { native } else { widened });
+            // Only who could have had them is told why not.
+            let told = |plan: &Plan| plan.explain().to_string().contains("multiplies pairs of bf16 more slowly");
+            assert_eq!(told(&by_default), has && !pays, "{}", by_default.explain());
+            for asked in
+                [softmax().native_half(true), softmax().native_half(false), Attention::new(Weighting::HardLeft)]
+            {
+                assert!(!told(&plan(&asked)));
+            }
+        }
+    }
+}
+
+/// A machine about which nothing is known but whether products of bf16 pay.
+fn setup_where(level: Level, pays: bool) -> Setup {
+    let vendor = if pays { "AuthenticAMD" } else { "GenuineIntel" };
+    let machine = Machine { vendor: vendor.to_owned(), ..Machine::default() };
+    assert_eq!(machine.bf16_pairs_pay(), pays);
+    Setup { machine, ..setup_of(level) }
+}
+
+/// A plan runs what asks for the same, and refuses the rest, on every machine alike.
+#[test]
+fn a_plan_serves_who_asks_for_the_same_of_bf16() {
+    let asked = |native: Option<bool>| match native {
+        None => Attention::softmax(),
+        Some(native) => Attention::softmax().native_half(native),
+    };
+    const ALL: [Option<bool>; 3] = [None, Some(true), Some(false)];
+    for dtype in [Dtype::Bf16, Dtype::F32] {
+        for queries in [1, 40] {
+            let data = data([dtype, dtype], queries, false);
+            let [q, k, v] = [0, 1, 2].map(|i| data[i].tensor(shapes(queries)[i]));
+            for (level, pays) in Level::available().iter().flat_map(|level| [(*level, true), (*level, false)]) {
+                let setup = setup_where(level, pays);
+                let problems = ALL.map(|native| Problem::new(&asked(native), q, k, v).unwrap());
+                for (planned, problem) in problems.iter().enumerate() {
+                    let plan = Plan::new(problem, &setup);
+                    let mut workspace = vec![0.0; plan.workspace_len(1)];
+                    for (found, problem) in problems.iter().enumerate() {
+                        let mut out = vec![0.0_f32; HEADS[0] * queries * D_V];
+                        let view = ViewMut::bhsd(&mut out, problem.shape().out()).unwrap();
+                        let result = plan.run(problem, view, None, &mut workspace, Execution::Serial);
+                        // Types that no such instructions are for make no difference.
+                        assert_eq!(result.is_ok(), planned == found || dtype == Dtype::F32, "{planned} {found}");
+                        if let Err(error) = result {
+                            assert!(matches!(&error, Error::Plan { planned, found } if planned != found), "{error}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Between the two lengths at which the linear form takes over, from sums of f32 and from those of pairs at twice the rate, the
+/// form goes with what the quadratic one would be computed with.
+#[test]
+fn forms_cross_where_the_chosen_kernel_is_as_fast() {
+    const LENGTH: usize = 1700;
+    let shape = [1, 1, LENGTH, 32];
+    let zeros = Data::new(Dtype::Bf16, &vec![0.0; LENGTH * 32], shape);
+    let zeros = zeros.tensor(shape);
+    for (level, pays) in Level::available().iter().flat_map(|level| [(*level, true), (*level, false)]) {
+        let power = || Attention::new(Weighting::EvenPower { degree: 2 }).causal(Align::TopLeft);
+        let form = |options: &Attention<'_>| {
+            let problem = Problem::new(options, zeros, zeros, zeros).unwrap();
+            Plan::new(&problem, &setup_where(level, pays)).form_for(&problem, &problem.sequences()[0])
+        };
+        let fast = Extension::Bf16.is_available_at(level.isa()) && pays;
+        let wanted = if fast { Form::Quadratic } else { Form::Linear };
+        for options in [power(), power().native_half(true)] {
+            assert_eq!(form(&options), wanted, "{level:?}, {pays}");
+        }
+        assert_eq!(form(&power().native_half(false)), Form::Linear);
     }
 }

@@ -203,7 +203,7 @@ fn every_layout_gives_what_each_sequence_gets_alone() {
         for weighting in weightings() {
             for lie in [Lie::Padded, Lie::Packed, Lie::Paged, Lie::Ring(70)] {
                 for dtype in [Dtype::F32, Dtype::Int8, Dtype::Bf16] {
-                    let plain = |_| Attention::new(weighting.clone());
+                    let plain = |_| Attention::new(weighting.clone()).native_half(true);
                     compare(&SIZES, true, lie, dtype, *level, &plain);
                     compare(&PADDED, false, lie, dtype, *level, &plain);
                     compare(&FEW, false, lie, dtype, *level, &plain);

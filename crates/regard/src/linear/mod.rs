@@ -18,7 +18,7 @@ const LEAST_KEYS: usize = 1024;
 /// Multiply-adds that forming a monomial and its norm takes the time of.
 const FORMING: f64 = 4.0;
 
-/// Multiply-adds of bf16 pairs, where there are instructions for them, that take the time of one of f32.
+/// Multiply-adds of bf16 pairs, where they are taken because they pay, that take the time of one of f32.
 const NATIVE: f64 = 2.0;
 
 /// The polynomial that the weights of a weighting are, if it has a linear form at some head dimension.
@@ -106,13 +106,13 @@ pub(crate) fn series_of(problem: &Problem<'_>) -> Option<Series> {
 }
 
 /// How the problem is computed in the linear form; none if no sequence of up to `most_keys` keys and as many queries as the
-/// longest could take it.
-pub(crate) fn method(problem: &Problem<'_>, level: Level, most_keys: usize) -> Option<Method> {
+/// longest could take it. `doubled` as for [`takes_linear`].
+pub(crate) fn method(problem: &Problem<'_>, level: Level, most_keys: usize, doubled: bool) -> Option<Method> {
     let series = series_of(problem)?;
     let pairs = |queries: usize, keys: usize| queries as f64 * keys as f64;
     let shape = problem.shape;
-    let possible =
-        asked(&problem.options) || pays(problem, &series, shape.queries, most_keys, pairs(shape.queries, most_keys));
+    let possible = asked(&problem.options)
+        || pays(problem, &series, [shape.queries, most_keys], pairs(shape.queries, most_keys), doubled);
     if possible { Method::new(level, series, shape.head_dim) } else { None }
 }
 
@@ -122,8 +122,9 @@ fn asked(options: &Attention<'_>) -> bool {
 }
 
 /// Whether a sequence takes the linear form of `series`, which is there. It depends on the sequence's own sizes and mask, the
-/// head dimensions, the element type and the weighting.
-pub(crate) fn takes_linear(problem: &Problem<'_>, series: &Series, sequence: &Sequence) -> bool {
+/// head dimensions, the element type and the weighting, and on whether the quadratic form is `doubled`: multiplies pairs of bf16
+/// at twice the rate of f32.
+pub(crate) fn takes_linear(problem: &Problem<'_>, series: &Series, sequence: &Sequence, doubled: bool) -> bool {
     if asked(&problem.options) {
         return true;
     }
@@ -135,7 +136,7 @@ pub(crate) fn takes_linear(problem: &Problem<'_>, series: &Series, sequence: &Se
     let seen =
         [0, queries / 4, queries / 2, queries * 3 / 4, queries - 1].map(|row| band.visible(row, keys).len() as f64);
     let mean = (seen[0] + seen[4]) / 8.0 + (seen[1] + seen[2] + seen[3]) / 4.0;
-    pays(problem, series, queries, keys, queries as f64 * mean)
+    pays(problem, series, [queries, keys], queries as f64 * mean, doubled)
 }
 
 /// Whether the linear form takes less time, by counting multiply-adds of a query head and a KV head: `d + d_v` for each pair,
@@ -152,9 +153,9 @@ pub(crate) fn takes_linear(problem: &Problem<'_>, series: &Series, sequence: &Se
 /// | Taylor-2, 16 / 64 | 440 / 4625 | 383 / 4558 |
 /// | degree 3, 16 / 32 | 1991 / 13280 | 2040 / 13464 |
 /// | degree 1, 64 | 208 | 136 |
-fn pays(problem: &Problem<'_>, series: &Series, queries: usize, keys: usize, pairs: f64) -> bool {
+fn pays(problem: &Problem<'_>, series: &Series, [queries, keys]: [usize; 2], pairs: f64, doubled: bool) -> bool {
     let shape = problem.shape;
-    let native = if problem.is_native_bf16() { NATIVE } else { 1.0 };
+    let native = if doubled { NATIVE } else { 1.0 };
     let quadratic = pairs * (shape.head_dim + shape.value_dim) as f64 / native;
     let features = series.features(shape.head_dim) as f64;
     let linear = (queries as f64 + keys as f64) * features * (shape.value_dim as f64 + FORMING);

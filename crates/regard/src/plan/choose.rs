@@ -8,7 +8,7 @@ use regard_profile::{
 };
 use regard_simd::Level;
 
-use crate::options::Numerics;
+use crate::options::{Native, Numerics};
 use crate::{Problem, Setup, Shape};
 
 /// Keys of a block of the lanes kernel under [`Numerics::Portable`]: what the model gives for caches of 48 KiB and more.
@@ -27,8 +27,14 @@ pub(super) struct Chosen {
 pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, setup: &Setup) -> Chosen {
     let numerics = problem.options.numerics;
     let profile = setup.profile.as_deref().filter(|_| numerics == Numerics::Machine);
-    let native = problem.is_native_bf16();
-    let rows = rows_kernel(level, problem.kv_dtype(), native || problem.is_native_int8());
+    let native = match problem.native() {
+        Native::Never => false,
+        Native::WherePays => setup.machine.bf16_pairs_pay(),
+        Native::Always => true,
+    };
+    let rows = rows_kernel(level, problem.kv_dtype(), native);
+    // Of lanes kernels, none multiplies integers.
+    let native = native && problem.kv_dtype() == Dtype::Bf16;
     let named = |name: &str| lanes_kernels(level, native).find(|kernel| kernel.name == name);
     let entry_where = |can: &dyn Fn(&Config) -> bool| {
         let profile = profile?;

@@ -2,12 +2,13 @@
 
 use std::fmt;
 
+use regard_kernels::table::rows_kernel;
 use regard_kernels::tensor::Dtype;
 use regard_profile::Class;
 
 use super::Plan;
 use crate::Form;
-use crate::options::Numerics;
+use crate::options::{Native, Numerics};
 
 pub(super) struct Explanation<'a>(pub(super) &'a Plan);
 
@@ -54,6 +55,13 @@ impl Explanation<'_> {
             writeln!(f, "copy         K and V block by block, widened to f32")?;
         }
         Ok(())
+    }
+
+    /// Whether the machine could multiply pairs of bf16 and does not, as the model says that widening is faster.
+    fn spares_bf16(&self) -> bool {
+        let Plan { choice, key, .. } = self.0;
+        let has = rows_kernel(choice.level, key.kv_dtype, true).extension.is_some();
+        key.native == Native::WherePays && has && choice.rows.extension.is_none()
     }
 
     fn linear(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -113,6 +121,13 @@ impl fmt::Display for Explanation<'_> {
         }
         if *rows || !lanes {
             self.rows(f)?;
+        }
+        if self.spares_bf16() {
+            writeln!(
+                f,
+                "bf16         widened, as this processor multiplies pairs of bf16 more slowly than f32 (native_half asks for \
+                 it all the same)"
+            )?;
         }
         let key_block = self.0.key_block();
         let span = choice.split.span(key.shape.queries, key.shape.keys, key_block);

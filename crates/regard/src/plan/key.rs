@@ -10,7 +10,7 @@ use regard_profile::{ClassRef, Family, MaskClass};
 use regard_simd::Isa;
 
 use crate::layout::Storage;
-use crate::options::{Form, Numerics};
+use crate::options::{Form, Native, Numerics};
 use crate::{Problem, Shape, linear};
 
 /// Queries and keys that stand for sequences of any size: in the middle of what is tuned.
@@ -25,8 +25,8 @@ pub(super) struct Key {
     pub(super) most_keys: usize,
     pub(super) q_dtype: Dtype,
     pub(super) kv_dtype: Dtype,
-    /// Whether instructions for bf16, or int8, may be used.
-    pub(super) native: bool,
+    /// What is asked for, and not what it comes to: a problem does not know the machine.
+    pub(super) native: Native,
     pub(super) storage: Storage,
     pub(super) mixed: bool,
     pub(super) isa: Isa,
@@ -58,7 +58,7 @@ impl Key {
             most_keys,
             q_dtype: problem.q_dtype(),
             kv_dtype: problem.kv_dtype(),
-            native: problem.is_native_bf16() || problem.is_native_int8(),
+            native: problem.native(),
             storage: problem.storage,
             mixed: problem.mixed,
             isa,
@@ -140,8 +140,11 @@ impl fmt::Display for Key {
         }
         let ties = if *kind == Kind::TiedRows { " of all ties" } else { "" };
         write!(f, "{} weights{ties}, {} mask, {isa}", family.name(), mask.name())?;
-        if (*kv_dtype == Dtype::Int8 || [*q_dtype, *kv_dtype] == [Dtype::Bf16; 2]) && !self.native {
-            f.write_str(", widened")?;
+        let pairs = [*q_dtype, *kv_dtype] == [Dtype::Bf16; 2];
+        match self.native {
+            Native::Never if pairs || *kv_dtype == Dtype::Int8 => f.write_str(", widened")?,
+            Native::Always if pairs => f.write_str(", natively multiplied")?,
+            _ => {}
         }
         if *indexed {
             f.write_str(", indexed")?;

@@ -38,6 +38,8 @@ pub struct Plan {
     choice: Choice,
     /// How sequences are computed in the linear form, if any may be.
     linear: Option<Method>,
+    /// Whether the lanes kernel multiplies pairs of bf16, at twice the rate of f32, which decides between the forms.
+    doubled: bool,
     key: Key,
     /// The profile, if some entry of it decided: for the lanes kernel, for the rows kernel.
     profile: Option<Arc<Profile>>,
@@ -69,16 +71,18 @@ impl Plan {
         let level = problem.level.unwrap_or(setup.level);
         let key = Key::of(problem, level.isa());
         let Chosen { choice, entries } = choose::choose(problem, level, key.class(), setup);
-        let method = linear::method(problem, level, key.most_keys);
+        let doubled = choice.kernel.dtype == Dtype::Bf16 && setup.machine.bf16_pairs_pay();
+        let method = linear::method(problem, level, key.most_keys, doubled);
         let mut uses = [false; 3];
         for sequence in problem.sequences.iter().filter(|sequence| sequence.queries > 0) {
-            let is_linear = key.series.is_some_and(|series| linear::takes_linear(problem, &series, sequence));
+            let is_linear = key.series.is_some_and(|series| linear::takes_linear(problem, &series, sequence, doubled));
             uses[if is_linear { 2 } else { usize::from(sequence.queries > choice.rows_up_to) }] = true;
         }
         let mut plan = Self {
             needs: Needs::new(problem, &choice, key.most_keys),
             choice,
             linear: method,
+            doubled,
             key,
             profile: setup.profile.clone().filter(|_| entries != [None; 2]),
             entries,
@@ -103,7 +107,7 @@ impl Plan {
     /// The method, if a sequence is computed in the linear form.
     fn takes_linear(&self, problem: &Problem<'_>, sequence: &Sequence) -> Option<&Method> {
         let method = self.linear.as_ref()?;
-        linear::takes_linear(problem, &method.features.series(), sequence).then_some(method)
+        linear::takes_linear(problem, &method.features.series(), sequence, self.doubled).then_some(method)
     }
 
     /// The kernel of the linear form and the keys of a chunk of it, if some sequence of the planned problem is computed
