@@ -156,7 +156,7 @@ impl<'a> Search<'a> {
 
     /// The contests of the search, in the order of the anchors.
     pub fn contests(&self) -> Vec<Contest> {
-        space::contests(self.level, &self.machine.caches, &self.anchors)
+        space::contests(self.level, self.machine, &self.anchors)
     }
 
     /// Runs the search. The profile is valid however little time there was; its confidence and notes say what it is

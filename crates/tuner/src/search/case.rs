@@ -7,10 +7,10 @@ use regard_kernels::tensor::{Dtype, Tensor};
 use regard_kernels::view::ViewMut;
 use regard_kernels::weighting::{AnyWeighting, Kind};
 use regard_kernels::{Count, Schedule, Shift};
-use regard_simd::{Isa, Level};
+use regard_simd::Isa;
 
 use super::Anchor;
-use super::space::{Candidate, lanes_kernels};
+use super::space::{Candidate, Kernels};
 use crate::inputs::{Array, Elements, Order, standard_normal};
 use crate::stats::Random;
 
@@ -51,7 +51,7 @@ const INT8_SCALE: f32 = 1.0 / 32.0;
 /// The problem of an anchor, with memory for inputs, output and workspace.
 pub(super) struct Case {
     pub(super) anchor: Anchor,
-    level: Level,
+    kernels: Kernels,
     q: Array,
     /// k and v, in as many copies as are used in turn.
     kv: [Array; 2],
@@ -90,15 +90,16 @@ impl Executor for Serial {
 }
 
 impl Case {
-    /// `cache` is the size of the last-level cache, which the inputs of streaming anchors exceed.
-    pub(super) fn new(level: Level, anchor: Anchor, cache: usize) -> Self {
+    /// `kernels` are those of the anchor's element type. `cache` is the size of the last-level cache, which the inputs of
+    /// streaming anchors exceed.
+    pub(super) fn new(kernels: Kernels, anchor: Anchor, cache: usize) -> Self {
         let Anchor { dtype, head_dim, queries, keys, heads, group, .. } = anchor;
         let exceeding = (EXCEEDING * cache).div_ceil(anchor.kv_bytes().max(1)) + 1;
         let copies = if anchor.streams { exceeding } else { 1 };
         let q_dtype = if dtype == Dtype::Int8 { Dtype::F32 } else { dtype };
         let mut case = Self {
             anchor,
-            level,
+            kernels,
             q: array(1, [1, heads * group, queries, head_dim], q_dtype).repeated(1),
             kv: [2, 3].map(|seed| array(seed, [1, heads, keys, head_dim], dtype).repeated(copies)),
             next: Cell::new(0),
@@ -153,8 +154,7 @@ impl Case {
 
     /// Makes the workspace long enough for a candidate, so that timed calls allocate nothing.
     pub(super) fn prepare(&self, candidate: &Candidate) {
-        let needed =
-            launch::workspace_len(&self.call(0), &candidate.choice(self.level, self.anchor.dtype), 1) + 2 * GUARD;
+        let needed = launch::workspace_len(&self.call(0), &candidate.choice(self.kernels), 1) + 2 * GUARD;
         let mut buffers = self.buffers.borrow_mut();
         if buffers.workspace.len() < needed {
             buffers.workspace.resize(needed, f32::from_bits(UNTOUCHED));
@@ -163,8 +163,8 @@ impl Case {
 
     /// Computes the problem once. The candidate has been verified.
     pub(super) fn run(&self, candidate: &Candidate) {
-        let Anchor { dtype, head_dim, queries, heads, group, .. } = self.anchor;
-        let choice = candidate.choice(self.level, dtype);
+        let Anchor { head_dim, queries, heads, group, .. } = self.anchor;
+        let choice = candidate.choice(self.kernels);
         let copy = self.next.replace((self.next.get() + 1) % self.kv[0].copies());
         let call = self.call(copy);
         let mut buffers = self.buffers.borrow_mut();
@@ -237,9 +237,8 @@ impl Case {
         let Anchor { dtype, head_dim, keys, group, .. } = self.anchor;
         let call = self.call(0);
         let kv_head = head / group;
-        let pairs = lanes_kernels(self.level, dtype).any(|kernel| kernel.dtype == Dtype::Bf16);
         let (relative, quantum) = match dtype {
-            _ if pairs => (TOLERANCE_OF_PAIRS, 0.0),
+            _ if self.kernels.multiply_pairs() => (TOLERANCE_OF_PAIRS, 0.0),
             Dtype::Int8 => (TOLERANCE_OF_FIXED, QUANTUM_OF_WEIGHTS),
             _ => (TOLERANCE, 0.0),
         };
@@ -251,7 +250,7 @@ impl Case {
                 return pairs.map(|(q, k)| f64::from(q) * f64::from(k)).sum();
             }
             // Selection is defined on scores as f32 rounds them, which decides ties.
-            f64::from(pairs.fold(0.0_f32, |sum, (q, k)| match self.level.isa() {
+            f64::from(pairs.fold(0.0_f32, |sum, (q, k)| match self.kernels.level.isa() {
                 Isa::Portable => sum + q * k,
                 _ => q.mul_add(k, sum),
             }))
@@ -295,7 +294,8 @@ fn array(seed: u64, shape: [usize; 4], dtype: Dtype) -> Array {
 
 #[cfg(test)]
 mod tests {
-    use regard_profile::{Caches, Family};
+    use regard_profile::{Family, Machine};
+    use regard_simd::Level;
 
     use super::super::Role;
     use super::super::space::contests;
@@ -308,22 +308,27 @@ mod tests {
         Anchor { role, family, causal: true, dtype, head_dim: 9, queries, keys: 70, heads: 2, group: 2, streams }
     }
 
-    fn case(level: Level, anchor: Anchor) -> Case {
-        Case::new(level, anchor, 10_000)
+    fn case(level: Level, machine: &Machine, anchor: Anchor) -> Case {
+        Case::new(Kernels::new(level, machine, anchor.dtype), anchor, 10_000)
     }
 
-    /// Every candidate of every level.
+    /// Every candidate of every level, of machines that multiply bf16 as it is and that widen it.
     #[track_caller]
     fn all_pass(anchors: &[Anchor]) {
-        for &level in Level::available() {
-            for (anchor, contest) in anchors.iter().zip(contests(level, &Caches::default(), anchors)) {
-                let case = case(level, *anchor);
+        for (&level, machine) in Level::available().iter().flat_map(|level| machines().map(|machine| (level, machine)))
+        {
+            for (anchor, contest) in anchors.iter().zip(contests(level, &machine, anchors)) {
+                let case = case(level, &machine, *anchor);
                 for config in &contest.candidates {
                     let candidate = Candidate::of(level, config).expect("candidates are of this level");
                     assert_eq!(case.verify(&candidate), Ok(()), "{config:?}\n{anchor:?}");
                 }
             }
         }
+    }
+
+    fn machines() -> [Machine; 2] {
+        ["AuthenticAMD", "GenuineIntel"].map(|vendor| Machine { vendor: vendor.to_owned(), ..Machine::default() })
     }
 
     #[test]
@@ -349,8 +354,9 @@ mod tests {
     fn wrong_results_do_not() {
         let level = Level::best();
         let anchor = small(Role::Lanes, Family::Exponential, Dtype::F32);
-        let case = case(level, anchor);
-        let contest = &contests(level, &Caches::default(), &[anchor])[0];
+        let machine = Machine::default();
+        let case = case(level, &machine, anchor);
+        let contest = &contests(level, &machine, &[anchor])[0];
         case.verify(&Candidate::of(level, &contest.candidates[0]).unwrap()).unwrap();
         let mut out = case.buffers.borrow().out[GUARD..].to_vec();
         case.check(&out).unwrap();
@@ -362,7 +368,7 @@ mod tests {
     #[test]
     fn streaming_inputs_take_turns() {
         let anchor = small(Role::Rows, Family::Exponential, Dtype::F32);
-        let case = case(Level::best(), anchor);
+        let case = case(Level::best(), &Machine::default(), anchor);
         assert!(case.kv[0].copies() * anchor.kv_bytes() > 20_000);
     }
 }

@@ -8,7 +8,7 @@ use regard_profile::Machine;
 use regard_simd::Level;
 
 use super::case::Case;
-use super::space::{Candidate, Contest};
+use super::space::{Candidate, Contest, Kernels};
 use super::{Anchor, Sampler};
 use crate::measure::{FmaProbe, Stopwatch};
 use crate::noise::Monitor;
@@ -24,7 +24,7 @@ const MOST_CALLS: f64 = 1e4;
 /// Times the problems of anchors on the calling thread.
 pub(super) struct Live<'a> {
     level: Level,
-    cache: usize,
+    machine: &'a Machine,
     anchors: &'a [Anchor],
     contests: &'a [Contest],
     cases: BTreeMap<usize, Case>,
@@ -39,7 +39,7 @@ pub(super) struct Live<'a> {
 impl<'a> Live<'a> {
     pub(super) fn new(
         level: Level,
-        machine: &Machine,
+        machine: &'a Machine,
         anchors: &'a [Anchor],
         contests: &'a [Contest],
         start: Instant,
@@ -47,7 +47,7 @@ impl<'a> Live<'a> {
     ) -> Self {
         Self {
             level,
-            cache: machine.caches.l3_or_default(),
+            machine,
             anchors,
             contests,
             cases: BTreeMap::new(),
@@ -70,8 +70,9 @@ impl<'a> Live<'a> {
         if anchor.streams && !self.cases.contains_key(&contest) {
             self.cases.retain(|_, case| !case.anchor.streams);
         }
-        let Self { level, cache, .. } = *self;
-        self.cases.entry(contest).or_insert_with(|| Case::new(level, anchor, cache))
+        let kernels = Kernels::new(self.level, self.machine, anchor.dtype);
+        let cache = self.machine.caches.l3_or_default();
+        self.cases.entry(contest).or_insert_with(|| Case::new(kernels, anchor, cache))
     }
 }
 

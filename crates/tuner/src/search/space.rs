@@ -4,8 +4,8 @@ use regard_kernels::launch::{Choice, Split};
 use regard_kernels::table::{KEY_BLOCKS, Kernel, QUERY_BLOCKS, RowsKernel, kernels, rows_kernel};
 use regard_kernels::tensor::Dtype;
 use regard_profile::{
-    Caches, Class, Config, KernelCost, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, Tiles, preferred_tile, rows_key_block,
-    tiles,
+    Caches, Class, Config, KernelCost, Machine, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, Tiles, preferred_tile,
+    rows_key_block, tiles,
 };
 use regard_simd::Level;
 use serde::{Deserialize, Serialize};
@@ -69,17 +69,16 @@ impl Candidate {
         found.then_some(Self { lanes, key_block, query_block })
     }
 
-    pub(super) fn choice(&self, level: Level, dtype: Dtype) -> Choice {
+    pub(super) fn choice(&self, kernels: Kernels) -> Choice {
         let Self { lanes, key_block, query_block } = *self;
-        let rows = rows_kernel(level, dtype, true);
-        let first = lanes_kernels(level, dtype).next().expect("every level has kernels");
+        let first = kernels.lanes().next().expect("every level has kernels");
         Choice {
-            level,
+            level: kernels.level,
             kernel: lanes.unwrap_or(first),
             key_block,
             query_block,
             copy: false,
-            rows,
+            rows: kernels.rows(),
             // Not that it is used by a lanes kernel.
             rows_key_block: if lanes.is_some() { *KEY_BLOCKS.end() } else { key_block },
             rows_up_to: if lanes.is_some() { 0 } else { usize::MAX },
@@ -88,28 +87,55 @@ impl Candidate {
     }
 }
 
-/// The lanes kernels for keys of this type, the one to use when nothing was measured first.
-pub(super) fn lanes_kernels(level: Level, dtype: Dtype) -> impl Iterator<Item = &'static Kernel> + Clone {
-    let native = dtype == Dtype::Bf16 && kernels(level).iter().any(|kernel| kernel.dtype == Dtype::Bf16);
-    let multiplied = if native { Dtype::Bf16 } else { Dtype::F32 };
-    kernels(level).iter().filter(move |kernel| kernel.dtype == multiplied)
+/// The kernels that plans take for keys of a type, unless they are asked for others: what there is to choose from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kernels {
+    pub(super) level: Level,
+    dtype: Dtype,
+    /// Whether those that multiply the elements as they are, and do not widen them.
+    native: bool,
 }
 
-/// The contests at a level, one for each anchor.
-pub(super) fn contests(level: Level, caches: &Caches, anchors: &[Anchor]) -> Vec<Contest> {
-    anchors.iter().map(|anchor| contest(level, caches, anchor)).collect()
+impl Kernels {
+    pub(super) fn new(level: Level, machine: &Machine, dtype: Dtype) -> Self {
+        Self { level, dtype, native: dtype != Dtype::Bf16 || machine.bf16_pairs_pay() }
+    }
+
+    /// The lanes kernels, the one to use when nothing was measured first.
+    pub(super) fn lanes(self) -> impl Iterator<Item = &'static Kernel> + Clone {
+        let all = kernels(self.level).iter();
+        let pairs = self.native && self.dtype == Dtype::Bf16 && all.clone().any(|kernel| kernel.dtype == Dtype::Bf16);
+        let multiplied = if pairs { Dtype::Bf16 } else { Dtype::F32 };
+        all.filter(move |kernel| kernel.dtype == multiplied)
+    }
+
+    /// The rows kernel.
+    pub(super) fn rows(self) -> &'static RowsKernel {
+        rows_kernel(self.level, self.dtype, self.native)
+    }
+
+    /// Whether the lanes kernels multiply pairs of bf16, and round weights to it.
+    pub(super) fn multiply_pairs(self) -> bool {
+        self.lanes().any(|kernel| kernel.dtype == Dtype::Bf16)
+    }
 }
 
-fn contest(level: Level, caches: &Caches, anchor: &Anchor) -> Contest {
-    let costs = Costs { level, caches, anchor };
+/// The contests at a level of a machine, one for each anchor.
+pub(super) fn contests(level: Level, machine: &Machine, anchors: &[Anchor]) -> Vec<Contest> {
+    anchors.iter().map(|anchor| contest(level, machine, anchor)).collect()
+}
+
+fn contest(level: Level, machine: &Machine, anchor: &Anchor) -> Contest {
+    let kernels = Kernels::new(level, machine, anchor.dtype);
+    let costs = Costs { kernels, caches: &machine.caches, anchor };
     let candidates = match anchor.role {
         Role::Lanes => costs.lanes(&KEYS_OF_LANES, &REGISTER_TILES),
         Role::Rows => costs.rows(),
         Role::Crossing => costs.rows().into_iter().chain(costs.lanes(&KEYS_OF_LANES, &[1])).collect(),
     };
     let native = match anchor.role {
-        Role::Rows => rows_kernel(level, anchor.dtype, true).extension.is_some(),
-        _ => lanes_kernels(level, anchor.dtype).any(|kernel| kernel.dtype == Dtype::Bf16),
+        Role::Rows => kernels.rows().extension.is_some(),
+        _ => kernels.multiply_pairs(),
     };
     let predicted = candidates.iter().map(|config| costs.predicted(config)).collect();
     Contest {
@@ -146,7 +172,7 @@ const REGISTER_TILES: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 pub(super) const CROSSOVERS: [usize; 5] = [ROWS_UP_TO, 7, 11, 23, 31];
 
 struct Costs<'a> {
-    level: Level,
+    kernels: Kernels,
     caches: &'a Caches,
     anchor: &'a Anchor,
 }
@@ -154,10 +180,9 @@ struct Costs<'a> {
 impl Costs<'_> {
     /// What a plan takes without a profile.
     fn default_kernel(&self) -> &'static Kernel {
-        let list = || lanes_kernels(self.level, self.anchor.dtype);
-        let tiles = list().map(|kernel| (kernel.tile.rows, kernel.tile.vectors));
+        let tiles = self.kernels.lanes().map(|kernel| (kernel.tile.rows, kernel.tile.vectors));
         let preferred = preferred_tile(self.caches, self.anchor.queries, tiles);
-        preferred.and_then(|index| list().nth(index)).expect("every level has kernels")
+        preferred.and_then(|index| self.kernels.lanes().nth(index)).expect("every level has kernels")
     }
 
     fn model(&self, kernel: &Kernel) -> Tiles {
@@ -188,7 +213,7 @@ impl Costs<'_> {
         let clamped = |tiles: usize, rows: usize| tiles.min(self.anchor.queries.next_multiple_of(rows));
         add(first, modelled.key_block, clamped(modelled.query_block, first.tile.rows));
         let row = 2 * self.anchor.head_dim * size_of::<f32>();
-        for kernel in lanes_kernels(self.level, self.anchor.dtype) {
+        for kernel in self.kernels.lanes() {
             let of_model = self.model(kernel);
             let mut blocks: Vec<usize> = register_tiles.iter().map(|tiles| tiles * kernel.tile.rows).collect();
             blocks.push(of_model.query_block);
@@ -213,7 +238,7 @@ impl Costs<'_> {
 
     /// The rows kernel with its key blocks.
     fn rows(&self) -> Vec<Config> {
-        let kernel: &RowsKernel = rows_kernel(self.level, self.anchor.dtype, true);
+        let kernel = self.kernels.rows();
         let modelled = rows_key_block(self.anchor.dtype.bytes(), kernel.group, kernel.extension.is_some());
         let blocks = KEYS_OF_ROWS.into_iter().filter(|keys| keys % ROWS_KEY_STEP == 0 && *keys != modelled);
         let config = |key_block| Config { kernel: kernel.name.to_owned(), key_block, query_block: kernel.group };
@@ -221,7 +246,7 @@ impl Costs<'_> {
     }
 
     fn predicted(&self, config: &Config) -> f64 {
-        let lanes = lanes_kernels(self.level, self.anchor.dtype).find(|kernel| kernel.name == config.kernel);
+        let lanes = self.kernels.lanes().find(|kernel| kernel.name == config.kernel);
         let Some(kernel) = lanes else { return 1.0 };
         let cost = KernelCost {
             tile: self.tile_query(kernel),
@@ -241,10 +266,12 @@ mod tests {
 
     #[test]
     fn candidate_0_is_the_models() {
-        let caches = Caches::default();
-        for &level in Level::available() {
-            for (anchor, contest) in Anchor::GRID.iter().zip(contests(level, &caches, &Anchor::GRID)) {
-                let costs = Costs { level, caches: &caches, anchor };
+        let machines =
+            ["AuthenticAMD", "GenuineIntel"].map(|vendor| Machine { vendor: vendor.to_owned(), ..Machine::default() });
+        for (&level, machine) in Level::available().iter().flat_map(|level| machines.iter().map(move |m| (level, m))) {
+            for (anchor, contest) in Anchor::GRID.iter().zip(contests(level, machine, &Anchor::GRID)) {
+                let kernels = Kernels::new(level, machine, anchor.dtype);
+                let costs = Costs { kernels, caches: &machine.caches, anchor };
                 let first = &contest.candidates[0];
                 match anchor.role {
                     Role::Lanes => {
@@ -253,7 +280,7 @@ mod tests {
                         assert!(contest.candidates.len() > 8, "{contest:?}");
                     }
                     Role::Rows => {
-                        let native = rows_kernel(level, anchor.dtype, true).extension.is_some();
+                        let native = kernels.rows().extension.is_some();
                         let modelled = rows_key_block(anchor.dtype.bytes(), first.query_block, native);
                         assert_eq!(first.key_block, modelled);
                     }
