@@ -32,6 +32,7 @@ pub struct Spec<'a> {
     pub split: Option<Split>,
     pub form: Option<Form>,
     pub gates: Option<&'a [f32]>,
+    /// See [`Attention::native_half`]: `None` leaves it to the plan.
     pub native_half: Option<bool>,
     /// See [`Attention::native_int8`].
     pub native_int8: Option<bool>,
@@ -39,7 +40,8 @@ pub struct Spec<'a> {
 }
 
 impl<'a> Spec<'a> {
-    /// A weighting and nothing else.
+    /// A weighting and nothing else, on instructions for bf16 wherever the machine has them: they are tested also where plans
+    /// would not take them by themselves.
     pub fn new(weighting: Weighting) -> Self {
         Self {
             weighting,
@@ -64,7 +66,7 @@ impl<'a> Spec<'a> {
             split: None,
             form: None,
             gates: None,
-            native_half: None,
+            native_half: Some(true),
             native_int8: None,
             isa: None,
         }
