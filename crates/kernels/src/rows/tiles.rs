@@ -99,8 +99,8 @@ tiles!(
     /// 16 lanes, 32 registers, for pairs of integers, whose keys lie closer together.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other level has 16 lanes"))]
     WideFixed, 16 lanes:
-    1 => (16, 2, 4), 2 => (8, 2, 4), 3 => (4, 2, 4), 4 => (4, 2, 2),
-    5 => (2, 1, 2), 6 => (2, 1, 2), 7 => (2, 1, 1), 8 => (2, 1, 1)
+    1 => (16, 4, 4), 2 => (8, 4, 4), 3 => (4, 4, 4), 4 => (4, 4, 2),
+    5 => (2, 2, 2), 6 => (2, 2, 2), 7 => (2, 2, 1), 8 => (2, 2, 1)
 );
 
 tiles!(
