@@ -14,7 +14,7 @@ use regard_profile::{
 /// As many entries as a full tuning run makes, each with a choice of this level.
 fn profile(machine: &Machine, level: Level) -> Profile {
     let kernel = &kernels(level)[0];
-    let config = Config { kernel: kernel.name.to_owned(), key_block: 192, query_block: 8 * kernel.tile.rows };
+    let config = Config::new(kernel.name, 192, 8 * kernel.tile.rows);
     let families = [Family::Exponential, Family::Selection, Family::Pointwise, Family::Normalised];
     let entries = (0..60).map(|i| Entry {
         class: Class {

@@ -56,7 +56,7 @@ fn blocks(shape: &Shape, level: Level, modelled: &Case<'_>) -> Vec<usize> {
 /// The machine with a profile that says the model's choice for everything, but for this block.
 fn with_query_block(modelled: &Case<'_>, setup: &Setup, query_block: usize) -> Setup {
     let plan = modelled.plan();
-    let config = Config { kernel: plan.kernel().to_owned(), key_block: plan.key_block(), query_block };
+    let config = Config::new(plan.kernel(), plan.key_block(), query_block);
     let entry = Entry {
         class: plan.class(),
         config,

@@ -10,7 +10,7 @@ use regard_kernels::weighting::{
     AnyWeighting, AverageHard, Hard, Identity, Map, Normalised, Polynomial, Relu, ReluSquared, Side, Sigmoid, Softmax,
     Taylor2,
 };
-use regard_kernels::{Schedule, Shift};
+use regard_kernels::{Prefetch, Reading, Schedule, Shift};
 
 use crate::run::{guarded, is_fixed, is_native};
 use crate::spec::Bump;
@@ -42,10 +42,12 @@ pub struct Blocks<'a> {
     pub layout: Layout,
     /// The element type of the output: f32, or that of q.
     pub out: Dtype,
+    /// How memory is asked for.
+    pub prefetch: Prefetch,
 }
 
 impl Blocks<'_> {
-    /// Blocks of these sizes, no spans, one thread, a contiguous output of f32.
+    /// Blocks of these sizes, no spans, one thread, a contiguous output of f32; another way of reading for one, two and more rows.
     pub fn new(keys: usize, queries: usize) -> Self {
         Self {
             keys,
@@ -55,6 +57,14 @@ impl Blocks<'_> {
             execution: Execution::Serial,
             layout: Layout::Bhsd,
             out: Dtype::F32,
+            prefetch: Prefetch {
+                rows: [
+                    Reading { turn: 4096, ahead: 0 },
+                    Reading { turn: 1, ahead: 4096 },
+                    Reading { turn: 0, ahead: 8192 },
+                ],
+                values: 8,
+            },
         }
     }
 }
@@ -166,6 +176,7 @@ impl Engine {
             rows_key_block: blocks.keys.next_multiple_of(32),
             rows_up_to,
             split: blocks.split,
+            prefetch: blocks.prefetch,
         }
     }
 

@@ -62,7 +62,7 @@ pub fn profile_for(machine: &Machine, kernel: &Kernel, key_block: usize, query_b
             keys: 1024,
             queries: 1024,
         },
-        config: Config { kernel: kernel.name.to_owned(), key_block, query_block },
+        config: Config::new(kernel.name, key_block, query_block),
         gflops: 1.0,
         fraction_of_peak: 0.5,
         ratio_to_model: 1.0,

@@ -150,7 +150,7 @@ fn blocks_that_no_kernel_takes() {
     for (key_block, query_block) in [(15, 32), (33, 32), (0, 32), (5000, 32), (32, 0)] {
         let entry = Entry {
             class: modelled.class(),
-            config: Config { kernel: modelled.kernel().to_owned(), key_block, query_block },
+            config: Config::new(modelled.kernel(), key_block, query_block),
             gflops: 1.0,
             fraction_of_peak: 0.5,
             ratio_to_model: 1.0,

@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use regard::{Attention, Dtype, Execution, Level, Plan, Problem, Setup, Weighting, kernel_set};
-use regard_kernels::table::{KEY_BLOCKS, QUERY_BLOCKS, kernels};
-use regard_profile::{Config, Machine, PROFILE_VARIABLE, Profile, ProfileError, load, save};
+use regard::{Attention, Dtype, Execution, Level, Plan, Problem, Setup, View, Weighting, kernel_set};
+use regard_kernels::table::{KEY_BLOCKS, QUERY_BLOCKS, kernels, rows_kernel};
+use regard_profile::{Config, Machine, PROFILE_VARIABLE, Profile, ProfileError, TunedReading, load, save};
 use regard_tests::{Case, Layout, Random, Spec, Stored, Tensor, check, levels, profile_for, setup_of, this_test};
 
 fn tensor() -> Tensor {
@@ -209,6 +209,35 @@ fn profiles_of_a_process() {
     assert!(child(None, directory.path()).contains(&tuned));
 }
 
+/// A way of reading that was timed on calls of one row is for such calls, whatever their class; others go by the model.
+#[test]
+fn a_tuned_reading_serves_calls_of_as_many_rows() {
+    for &level in levels() {
+        let rows = rows_kernel(level, Dtype::F32, false);
+        let machine = Machine::default();
+        let mut profile = profile_for(&machine, &kernels(level)[0], 64, 64);
+        let tuned = TunedReading { rows: 1, turn: 512, ahead: 77 };
+        profile.entries[0].config = Config { reading: Some(tuned), ..Config::new(rows.name, 64, rows.group) };
+        let setup = Setup { level, machine, profile: Some(profile.into()) };
+        let explained = |queries: usize, group: usize, setup: &Setup| {
+            let q = vec![0.0; group * queries * 8];
+            let k = [0.0; 70 * 8];
+            let q = View::bhsd(&q, [1, group, queries, 8]).unwrap();
+            let k = View::bhsd(&k, [1, 1, 70, 8]).unwrap();
+            let problem = Problem::new(&Attention::softmax(), q, k, k).unwrap();
+            Plan::new(&problem, setup).explain().to_string()
+        };
+        let says = "512 bytes of them; asked for 77 bytes ahead";
+        let one = explained(1, 1, &setup);
+        assert!(one.contains(says), "{one}");
+        for (queries, group) in [(2, 1), (1, 2), (3, 1), (1, 8)] {
+            let more = explained(queries, group, &setup);
+            assert!(more.contains(rows.name) && !more.contains(says), "{more}");
+            assert!(more.contains("\nmemory "), "{more}");
+        }
+    }
+}
+
 /// Every kernel that there is, in entries of every element type and with blocks at the ends of what is accepted: whatever
 /// somebody writes into a file that loads, results are right.
 #[test]
@@ -226,7 +255,14 @@ fn edited_profiles_compute_what_is_asked_for() {
                 let mut edited = profile();
                 let entry = &mut edited.entries[0];
                 entry.class.dtype = dtype.name().to_owned();
-                entry.config = Config { kernel: name.to_owned(), key_block, query_block };
+                entry.config = Config::new(name, key_block, query_block);
+                let reading = |rows, turn, ahead| Some(TunedReading { rows, turn, ahead });
+                entry.config.reading = match dtype {
+                    Dtype::F32 => None,
+                    Dtype::F16 => reading(usize::MAX, usize::MAX, usize::MAX),
+                    Dtype::Bf16 => reading(0, 1, 1),
+                    Dtype::Int8 => reading(2, 0, 0),
+                };
                 save(&path, &edited).expect("the directory can be written to");
                 match load(&path, &machine, &kernel_set()) {
                     Ok(loaded) => {

@@ -7,6 +7,7 @@
 
 use regard::{Align, Dtype, Split, View, Weighting};
 use regard_kernels::table::RowsKernel;
+use regard_kernels::{Prefetch, Reading};
 use regard_tests::{
     Blocks, Case, Engine, Layout, Random, Report, SLOW, Spec, Stored, Tensor, compare, every_rows_kernel, weightings,
 };
@@ -28,6 +29,16 @@ struct Sizes {
     d: usize,
     d_v: usize,
 }
+
+/// Ways of reading memory, to take turns: block after block and in turns of one step, of some keys, and of whole blocks; asked for
+/// near, far, at once too far, and not at all.
+const READINGS: [Reading; 5] = [
+    Reading { turn: 0, ahead: 8192 },
+    Reading { turn: 4096, ahead: 0 },
+    Reading { turn: 1, ahead: 64 },
+    Reading { turn: 700, ahead: usize::MAX },
+    Reading { turn: usize::MAX, ahead: 4096 },
+];
 
 /// All ways of making a number of rows.
 fn mixes(rows: usize) -> impl Iterator<Item = [usize; 2]> {
@@ -89,9 +100,17 @@ impl Turn {
         }
         let split = [Split::Never, Split::Keys(32), Split::Never][turn % 3];
         let out = if turn % 4 == 3 { q_dtype } else { Dtype::F32 };
-        let blocks = Blocks { split, layout: layout(turn % 3), out, ..Blocks::new([32, 64, 96][turn / 7 % 3], 1) };
+        let reading = |turn: usize| Prefetch { rows: [READINGS[turn % READINGS.len()]; 3], values: 0 };
+        let blocks = Blocks::new([32, 64, 96][turn / 7 % 3], 1);
+        let blocks = Blocks { split, layout: layout(turn % 3), out, prefetch: reading(turn / 3), ..blocks };
         let case = Case::stored(spec, &stored);
-        compare(&case, &case.problem(), &engine.run(&case, &blocks))
+        let output = engine.run(&case, &blocks);
+        if turn.is_multiple_of(4) {
+            // How memory is asked for changes no bit.
+            let other = Blocks { prefetch: reading(turn / 3 + 1 + turn / 12 % 4), ..blocks };
+            engine.run(&case, &other).assert_same(&output, &format!("{}, {sizes:?}, other reading", kernel.name));
+        }
+        compare(&case, &case.problem(), &output)
     }
 }
 

@@ -4,7 +4,8 @@
 //! - [`Machine::detect`]: what the processor is, its caches, and the cores that this process may use;
 //! - [`find`]: the [`Profile`] that was tuned for this machine and these kernels, or for one that is near enough, or why
 //!   there is none;
-//! - [`tiles`]: the block sizes to use where there is no profile; and [`Machine::bf16_pairs_pay`], which kernels are worth it.
+//! - [`tiles`]: the block sizes to use where there is no profile; [`Machine::bf16_pairs_pay`], which kernels are worth it, and
+//!   [`prefetch`](prefetch()), how they ask for memory.
 //!
 //! Nothing here searches, measures or runs a kernel, and nothing keeps global state.
 //!
@@ -55,6 +56,7 @@ mod migrate;
 mod model;
 mod nearest;
 mod paths;
+mod prefetch;
 mod schema;
 mod source;
 mod store;
@@ -71,6 +73,7 @@ pub use merge::merge;
 pub use model::{KernelCost, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, Tiles, preferred_tile, rows_key_block, tiles};
 pub use nearest::Fit;
 pub use paths::{Found, PROFILE_VARIABLE, default_path, directories, file_name, find, profiles_in, search_path};
+pub use prefetch::{Prefetch, Reading, TunedReading, prefetch};
 pub use schema::{Confidence, Config, Crossover, Entry, KernelSet, Measured, Profile, Run, RunnerUp, SCHEMA, Tool};
 pub use source::Source;
 pub use store::{MAX_BYTES, Saved, inspect, load, save, save_merged};

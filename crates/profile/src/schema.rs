@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Card, Class, ClassRef, Machine};
+use crate::{Card, Class, ClassRef, Machine, TunedReading};
 
 /// The version of the file format that this crate writes, and the only one that it reads.
 ///
@@ -215,9 +215,22 @@ pub struct Config {
     pub key_block: usize,
     /// Query rows of one block; of a rows kernel, those that share each load.
     pub query_block: usize,
+    /// How a rows kernel reads memory, if not as [`prefetch`](crate::prefetch()) says. It changes no bit of a result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reading: Option<TunedReading>,
 }
 
 impl Config {
+    /// A kernel and its blocks, with the readings of the model.
+    pub fn new(kernel: &str, key_block: usize, query_block: usize) -> Self {
+        Self { kernel: kernel.to_owned(), key_block, query_block, reading: None }
+    }
+
+    /// What it says of reading memory, in words, with a comma before them; nothing where it leaves that to the model.
+    pub fn reading_in_words(&self) -> String {
+        self.reading.map_or_else(String::new, |reading| format!(", {reading}"))
+    }
+
     /// Whether its kernel is one for few queries: `{isa}_rows_{element type}`, where the others are called
     /// `{isa}_lanes_{element type}_{tile}`.
     pub fn takes_rows(&self) -> bool {
@@ -279,7 +292,7 @@ mod tests {
     fn entry(class: Class, key_block: usize) -> Entry {
         Entry {
             class,
-            config: Config { kernel: "lanes_2x8".to_owned(), key_block, query_block: 256 },
+            config: Config::new("lanes_2x8", key_block, 256),
             gflops: 100.0,
             fraction_of_peak: 0.9,
             ratio_to_model: 1.0,

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use regard::{Isa, Level, kernel_set};
-use regard_profile::{Card, Confidence, Entry, Machine, Profile, default_path};
+use regard_profile::{Card, Confidence, Config, Entry, Machine, Profile, default_path};
 use regard_tuner::pin;
 use regard_tuner::search::{Effort, Found, Progress, Search};
 use serde::Serialize;
@@ -235,7 +235,8 @@ pub(crate) fn what(progress: Progress<'_>) -> String {
         false => what.to_owned(),
     };
     if let Some(config) = leader {
-        let _ = write!(text, ": {} {} x {} leads", config.kernel, config.query_block, config.key_block);
+        let Config { kernel, key_block, query_block, .. } = config;
+        let _ = write!(text, ": {kernel} {query_block} x {key_block}{} leads", config.reading_in_words());
     }
     text
 }
@@ -297,11 +298,12 @@ pub(crate) fn table(entries: &[Entry]) -> String {
         let Entry { config, gflops, fraction_of_peak, ratio_to_model, .. } = entry;
         let _ = writeln!(
             text,
-            "{:<width$}  {:<22} {:>9} {:>11} {gflops:>9.1} {fraction_of_peak:>8.3} {ratio_to_model:>8.3}",
+            "{:<width$}  {:<22} {:>9} {:>11} {gflops:>9.1} {fraction_of_peak:>8.3} {ratio_to_model:>8.3}{}",
             class(entry),
             config.kernel,
             config.key_block,
-            config.query_block
+            config.query_block,
+            config.reading_in_words()
         );
     }
     text

@@ -28,7 +28,7 @@ fn profile() -> Profile {
             keys,
             queries: keys,
         },
-        config: Config { kernel: kernel.name.to_owned(), key_block: 34, query_block: 13 },
+        config: Config::new(kernel.name, 34, 13),
         gflops: 10.0,
         fraction_of_peak: 0.5,
         ratio_to_model: 0.9,
@@ -221,11 +221,9 @@ fn verifying_a_profile() {
     ]));
     let mut modelled = profile();
     modelled.entries.truncate(1);
-    modelled.entries[0].config = Config {
-        kernel: plan["kernel"].as_str().unwrap().to_owned(),
-        key_block: plan["key_block"].as_u64().unwrap() as usize,
-        query_block: plan["query_block"].as_u64().unwrap() as usize,
-    };
+    let number = |name: &str| plan[name].as_u64().unwrap() as usize;
+    modelled.entries[0].config =
+        Config::new(plan["kernel"].as_str().unwrap(), number("key_block"), number("query_block"));
     save(&place.path("modelled.json"), &modelled).unwrap();
     let found = json(&quietly(&place, &["profile", "verify", "modelled.json", "--json"]));
     assert_eq!(found["trials"][0]["verdict"], "model", "{found}");

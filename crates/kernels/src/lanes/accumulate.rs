@@ -17,6 +17,10 @@ pub(crate) struct Accumulate<const G: usize, const C: usize, const PAIRS: bool> 
     pub(crate) v: *const f32,
     /// Elements from one key's values to the next's.
     pub(crate) v_stride: usize,
+    /// Elements from a key's values to those that are asked for with them, into the first-level cache. A tile reads a part of each
+    /// row, which processors that look for lines one after the other do not foresee (Sapphire Rapids gains a twentieth of a
+    /// prefill from 8 rows, and as much from 4 or 16).
+    pub(crate) v_ahead: usize,
     /// Transposed output `[d_v][lanes]`.
     pub(crate) out: *mut f32,
     /// Factor per lane; null for 1.
@@ -76,6 +80,7 @@ impl<const G: usize, const C: usize, const PAIRS: bool> Accumulate<G, C, PAIRS> 
                 for g in 0..G {
                     weight[g] = s.load(weights.add(g * S::LANES));
                 }
+                s.prefetch(v.wrapping_add(self.v_ahead));
                 for c in 0..T {
                     let element = s.splat(*v.add(c));
                     for g in 0..G {

@@ -4,6 +4,7 @@ use regard_simd::Level;
 
 use crate::index::KeyIndex;
 use crate::mask::Band;
+use crate::prefetch::Prefetch;
 use crate::rules::{Count, Schedule, Shift};
 use crate::table::{Kernel, RowsKernel};
 use crate::tensor::{Tensor, TensorMut};
@@ -128,6 +129,8 @@ pub struct Choice {
     pub rows_up_to: usize,
     /// How the keys of a sequence are split into spans.
     pub split: Split,
+    /// How memory is asked for.
+    pub prefetch: Prefetch,
 }
 
 /// How keys are split into spans, whose partial results are merged in order. A span is computed as a task of its own where

@@ -230,6 +230,7 @@ impl Launch<'_> {
             weighting: self.weigh(),
             key_block: choice.key_block.min(super::longest_keys(call).next_multiple_of(2)).max(2),
             copy: choice.copy,
+            values_ahead: choice.prefetch.values,
             prune: None,
             order: None,
         }
@@ -303,6 +304,7 @@ impl Launch<'_> {
             rules: self.rules(),
             weighting: self.weigh(),
             key_block: choice.rows_key_block,
+            reading: choice.prefetch.reading(rows),
             wanted: None,
             out: PartialRows::NONE,
             part: PartialRows::NONE,

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::mask::Band;
+use crate::prefetch::Reading;
 use crate::rules::{RowFactors, RowRules, Weigh, gain};
 use crate::source::{PartialRows, Source};
 use crate::tensor::Dtype;
@@ -41,6 +42,7 @@ pub(crate) struct Unit<'a> {
     pub(crate) weighting: Weigh<'a>,
     /// Keys of a block, a multiple of 32: the choice that decides the order of summation.
     pub(crate) key_block: usize,
+    pub(crate) reading: Reading,
     /// For each block of the index of the keys, one bit for each row that wants it, in the order of `rows`; none if all are to be
     /// looked at.
     pub(crate) wanted: Option<&'a [u64]>,

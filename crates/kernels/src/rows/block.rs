@@ -1,9 +1,12 @@
 //! One block of keys: scores, weights, values.
 //!
-//! The values of a block are multiplied in turns with the keys of the next one, where that pays: a single row of short elements is
-//! done with a key as soon as it has read it, and the processor's own prefetching keeps up only while it is not made to start
-//! anew. Both streams are read all the time then, a few keys of each, and neither is asked for. On Zen 4 (32 heads, 16384 keys,
-//! 128 columns, share of the bandwidth of a sweep, in alternation):
+//! Keys and values come block after block, or the values of a block are multiplied in turns with the keys of the next one; and
+//! memory is asked for ahead, or it is left to the processor. [`Reading`](crate::Reading) says which, as none is the best for
+//! all machines.
+//!
+//! On Zen 4 a single row of short elements is done with a key as soon as it has read it, and the processor's own prefetching keeps
+//! up only while it is not made to start anew: with both streams read all the time, a few keys of each, and neither asked for (32
+//! heads, 16384 keys, 128 columns, share of the bandwidth of a sweep, in alternation):
 //!
 //! | | f32 | f16 | bf16 | int8 |
 //! |---|---|---|---|---|
@@ -14,6 +17,14 @@
 //! beside, which is why weights ask for what comes next. More rows, which take longer over a key, lose by turns (eight of
 //! them a tenth). How much f32 loses depends on where arrays start: 16 bytes past a cache line, so that a load asks for two
 //! lines, turns are the faster way.
+//!
+//! On Sapphire Rapids, which waits for 16 lines at a time whoever asks for them, and longer, both together are the best for every
+//! type and any number of rows (16384 keys, 128 columns, time of the ways above over that of turns of 4 KiB, asked for 8 KiB ahead):
+//!
+//! | | f32 | f16 | bf16, widened | int8 |
+//! |---|---|---|---|---|
+//! | one row | 1.0-1.1 | 1.3-1.4 | 1.2 | 1.4 |
+//! | eight rows | 1.2-1.4 | 1.1-1.2 | 1.2 | 1.1 |
 
 use regard_simd::Simd;
 
@@ -31,24 +42,11 @@ use crate::source::Source;
 use crate::tensor::Dtype;
 use crate::weighting::{Block, Step};
 
-/// How far ahead memory is asked for, in bytes. On Zen 4, two rows are fastest with 2 to 4 KiB, and 16 cost a tenth; more
-/// rows, which take longer over a key, are fastest with 8 KiB, and 2 cost eight of them a third. Halves gain a twentieth from
-/// 8 KiB at any number of rows, where int8 loses a tenth.
-fn ahead_bytes(rows: usize, dtype: Dtype) -> usize {
-    let halves = matches!(dtype, Dtype::F16 | Dtype::Bf16);
-    if rows <= 2 && !halves { 4096 } else { 8192 }
-}
+/// How far ahead rows are asked for that do not lie one after the other, where the rest is left to the processor, in bytes.
+const SCATTERED_AHEAD: usize = 4096;
 
-/// Keys of a turn are a multiple of this, so that they start where every group starts a pair of steps.
-const TURN_STEP: usize = 32;
-
-/// The fewest bytes of a turn: less is over too soon.
-const TURN_BYTES: usize = 4096;
-
-/// Keys of a turn.
-fn turn_keys(row_bytes: usize) -> usize {
-    (TURN_BYTES / row_bytes.max(1)).max(1).next_multiple_of(TURN_STEP)
-}
+/// More than this is never asked for, in bytes.
+const MOST_AHEAD: usize = 1 << 20;
 
 /// A block on its way: scores are computed while the values of the block before it are added, and then become weights.
 pub(super) struct Turn {
@@ -119,8 +117,7 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     #[inline(always)]
     pub(super) fn products<S: Simd>(&self, s: S, next: &Turn, last: &Turn) {
         let unit = self.unit;
-        let few = turn_keys(unit.d.max(unit.d_v) * size_of::<F::Element>());
-        let few = if self.takes_turns() { few } else { unit.key_block };
+        let few = if self.takes_turns() { self.turn_keys() } else { unit.key_block };
         for start in (0..next.keys.keys.max(last.keys.keys)).step_by(few) {
             for index in 0..self.groups() {
                 if let Stage::Scores { .. } = next.stages[index] {
@@ -138,19 +135,31 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
 
     /// Whether the values of a block wait for the keys of the next one.
     pub(super) fn takes_turns(&self) -> bool {
-        self.unit.rows.len() == 1 && matches!(self.unit.k.dtype, Dtype::F16 | Dtype::Int8)
+        self.unit.reading.turn > 0
     }
 
-    /// Whether a source need not be asked for: it is read in turns, and its rows lie one after the other.
+    /// Keys of a turn: whole pairs of steps.
+    fn turn_keys(&self) -> usize {
+        let unit = self.unit;
+        let row_bytes = unit.d.max(unit.d_v) * size_of::<F::Element>();
+        let keys = (unit.reading.turn / row_bytes.max(1)).clamp(1, unit.key_block);
+        keys.next_multiple_of(2 * self.group(0, 0).step_keys)
+    }
+
+    /// Whether a source is left to the processor: its rows lie one after the other, and nothing is asked for.
     fn keeps_up(&self, source: &Source<'_>, columns: usize) -> bool {
-        self.takes_turns() && source.page_rows().is_none() && source.row_bytes() == columns * size_of::<F::Element>()
+        let packed = source.page_rows().is_none() && source.row_bytes() == columns * size_of::<F::Element>();
+        self.unit.reading.ahead == 0 && packed
     }
 
     /// How far ahead to ask for the rows of a source, in bytes. 0 asks for what is read anyway, at no cost that could be
     /// measured.
     fn ahead(&self, group: Group<'_>, source: &Source<'_>, columns: usize) -> usize {
-        let none = group.index > 0 || self.keeps_up(source, columns);
-        if none { 0 } else { ahead_bytes(group.rows.len(), source.dtype) }
+        match self.unit.reading.ahead {
+            _ if group.index > 0 || self.keeps_up(source, columns) => 0,
+            0 => SCATTERED_AHEAD,
+            ahead => ahead.min(MOST_AHEAD),
+        }
     }
 
     /// What to ask for while scores become weights: the rows of a source from `first` on.
@@ -345,8 +354,8 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     #[inline(always)]
     pub(super) fn value_products<S: Simd>(&self, s: S, group: Group<'_>, part: Part, rescale: bool, careful: bool) {
         let unit = self.unit;
-        // Values that are passed over again come from the second level then: the next block is asked for in time.
-        let again = T::passes_again(group.rows.len(), unit.d_v);
+        // Values of a block that are passed over again come from the second level then: the next block is asked for in time.
+        let again = T::passes_again(group.rows.len(), unit.d_v) && !self.takes_turns();
         let ahead = match self.ahead(group, &unit.v, unit.d_v) {
             0 => 0,
             _ if again => unit.key_block * unit.d_v * size_of::<F::Element>(),

@@ -35,6 +35,10 @@ pub(crate) trait Product: 'static {
 ///
 /// `K` keys at a time share the loads of query vectors, and all rows those of a key, which is widened once. More keys than
 /// registers ask for do harm: memory is read best in few streams.
+///
+/// With eight rows of f32, sums over lanes are a third of the instructions. To multiply quarters of vectors instead, four rows and
+/// four columns at a time, takes a fifth of the shuffles for twice the loads, with the same bits; on Sapphire Rapids it gains
+/// nothing with eight rows, and loses a tenth with five.
 pub(super) struct Scores<P: Product, const R: usize, const G: usize, const K: usize, const L: usize>(
     pub(super) ScoreArgs<P::Element>,
 );

@@ -47,7 +47,7 @@ pub(crate) fn kernels() -> KernelSet {
 }
 
 pub(crate) fn entry(keys: usize) -> Entry {
-    let config = |kernel: &str| Config { kernel: kernel.to_owned(), key_block: 192, query_block: 256 };
+    let config = |kernel: &str| Config::new(kernel, 192, 256);
     Entry {
         class: Class {
             isa: "avx512".to_owned(),

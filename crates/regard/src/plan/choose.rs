@@ -3,8 +3,9 @@
 use regard_kernels::launch::Choice;
 use regard_kernels::table::{KEY_BLOCKS, Kernel, kernels, rows_kernel};
 use regard_kernels::tensor::Dtype;
+use regard_kernels::{Prefetch, Reading};
 use regard_profile::{
-    Caches, ClassRef, Config, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, preferred_tile, rows_key_block, tiles,
+    Caches, ClassRef, Config, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, preferred_tile, prefetch, rows_key_block, tiles,
 };
 use regard_simd::Level;
 
@@ -55,6 +56,7 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
             }
         }
     };
+    let tuned_reading = of_rows.and_then(|(_, config)| config.reading);
     let choice = Choice {
         level,
         kernel,
@@ -68,8 +70,17 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
         ),
         rows_up_to: profile.and_then(|profile| profile.crossover(rows.name)).unwrap_or(ROWS_UP_TO),
         split: problem.options.split,
+        prefetch: asked_of(prefetch(&setup.machine, problem.kv_dtype().name()).with(tuned_reading)),
     };
     Chosen { choice, entries: [of_lanes, of_rows].map(|found| found.map(|(index, _)| index)) }
+}
+
+/// How memory is asked for, as kernels take it.
+fn asked_of(chosen: regard_profile::Prefetch) -> Prefetch {
+    Prefetch {
+        rows: chosen.rows.map(|regard_profile::Reading { turn, ahead }| Reading { turn, ahead }),
+        values: chosen.values,
+    }
 }
 
 /// The lanes kernels that may compute a problem, the one to use when nothing was measured first: those on bf16

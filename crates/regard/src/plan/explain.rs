@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use regard_kernels::Reading;
 use regard_kernels::table::rows_kernel;
 use regard_kernels::tensor::Dtype;
 use regard_profile::Class;
@@ -92,7 +93,19 @@ impl Explanation<'_> {
              time{whom}",
             choice.rows.name, choice.rows.group
         )?;
-        writeln!(f, "key block    {} keys (decides the order of summation)", choice.rows_key_block)
+        writeln!(f, "key block    {} keys (decides the order of summation)", choice.rows_key_block)?;
+        let shape = &self.0.key.shape;
+        let group = shape.query_heads / shape.kv_heads.max(1);
+        let Reading { turn, ahead } = choice.prefetch.reading(group.saturating_mul(shape.queries));
+        f.write_str("memory       ")?;
+        match turn {
+            0 => f.write_str("the keys of a block, then its values")?,
+            bytes => write!(f, "values in turns with the keys of the next block, {bytes} bytes of them")?,
+        }
+        match ahead {
+            0 => writeln!(f, "; left to the processor's prefetching"),
+            bytes => writeln!(f, "; asked for {bytes} bytes ahead"),
+        }
     }
 }
 

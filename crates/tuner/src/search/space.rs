@@ -3,9 +3,10 @@
 use regard_kernels::launch::{Choice, Split};
 use regard_kernels::table::{KEY_BLOCKS, Kernel, QUERY_BLOCKS, RowsKernel, kernels, rows_kernel};
 use regard_kernels::tensor::Dtype;
+use regard_kernels::{Prefetch, Reading};
 use regard_profile::{
-    Caches, Class, Config, KernelCost, Machine, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, Tiles, preferred_tile,
-    rows_key_block, tiles,
+    Caches, Class, Config, KernelCost, Machine, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, Tiles, TunedReading,
+    preferred_tile, prefetch, rows_key_block, tiles,
 };
 use regard_simd::Level;
 use serde::{Deserialize, Serialize};
@@ -58,19 +59,21 @@ pub(super) struct Candidate {
     lanes: Option<&'static Kernel>,
     key_block: usize,
     query_block: usize,
+    reading: Option<TunedReading>,
 }
 
 impl Candidate {
     /// What a configuration names; `None` if this machine has no such kernel.
     pub(super) fn of(level: Level, config: &Config) -> Option<Self> {
-        let Config { key_block, query_block, .. } = *config;
+        let Config { key_block, query_block, reading, .. } = *config;
         let lanes = kernels(level).iter().find(|kernel| kernel.name == config.kernel);
         let found = lanes.is_some() || config.takes_rows();
-        found.then_some(Self { lanes, key_block, query_block })
+        found.then_some(Self { lanes, key_block, query_block, reading })
     }
 
     pub(super) fn choice(&self, kernels: Kernels) -> Choice {
-        let Self { lanes, key_block, query_block } = *self;
+        let Self { lanes, key_block, query_block, reading } = *self;
+        let prefetch = kernels.prefetch.with(reading);
         let first = kernels.lanes().next().expect("every level has kernels");
         Choice {
             level: kernels.level,
@@ -83,6 +86,10 @@ impl Candidate {
             rows_key_block: if lanes.is_some() { *KEY_BLOCKS.end() } else { key_block },
             rows_up_to: if lanes.is_some() { 0 } else { usize::MAX },
             split: Split::Auto,
+            prefetch: Prefetch {
+                rows: prefetch.rows.map(|regard_profile::Reading { turn, ahead }| Reading { turn, ahead }),
+                values: prefetch.values,
+            },
         }
     }
 }
@@ -94,11 +101,14 @@ pub(super) struct Kernels {
     dtype: Dtype,
     /// Whether those that multiply the elements as they are, and do not widen them.
     native: bool,
+    /// How they ask for memory.
+    prefetch: regard_profile::Prefetch,
 }
 
 impl Kernels {
     pub(super) fn new(level: Level, machine: &Machine, dtype: Dtype) -> Self {
-        Self { level, dtype, native: dtype != Dtype::Bf16 || machine.bf16_pairs_pay() }
+        let native = dtype != Dtype::Bf16 || machine.bf16_pairs_pay();
+        Self { level, dtype, native, prefetch: prefetch(machine, dtype.name()) }
     }
 
     /// The lanes kernels, the one to use when nothing was measured first.
@@ -130,7 +140,7 @@ fn contest(level: Level, machine: &Machine, anchor: &Anchor) -> Contest {
     let costs = Costs { kernels, caches: &machine.caches, anchor };
     let candidates = match anchor.role {
         Role::Lanes => costs.lanes(&KEYS_OF_LANES, &REGISTER_TILES),
-        Role::Rows => costs.rows(),
+        Role::Rows => costs.readings(costs.rows()),
         Role::Crossing => costs.rows().into_iter().chain(costs.lanes(&KEYS_OF_LANES, &[1])).collect(),
     };
     let native = match anchor.role {
@@ -163,6 +173,10 @@ const KEYS_OF_LANES: [usize; 7] = [48, 96, 144, 192, 240, 288, 384];
 
 /// Keys of a block of the rows kernels.
 const KEYS_OF_ROWS: [usize; 7] = [32, 64, 96, 128, 192, 256, 512];
+
+/// Ways of reading of the rows kernels, apart from the model's: bytes of a turn, and bytes that are asked for ahead.
+const READINGS: [[usize; 2]; 7] =
+    [[0, 4096], [0, 8192], [0, 16384], [4096, 0], [4096, 4096], [4096, 8192], [4096, 16384]];
 
 /// Register tiles of a query block.
 const REGISTER_TILES: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
@@ -202,7 +216,7 @@ impl Costs<'_> {
     fn lanes(&self, keys: &[usize], register_tiles: &[usize]) -> Vec<Config> {
         let mut found: Vec<Config> = Vec::new();
         let mut add = |kernel: &Kernel, key_block: usize, query_block: usize| {
-            let config = Config { kernel: kernel.name.to_owned(), key_block, query_block };
+            let config = Config::new(kernel.name, key_block, query_block);
             let has = KEY_BLOCKS.contains(&key_block) && QUERY_BLOCKS.contains(&query_block);
             if has && !found.contains(&config) {
                 found.push(config);
@@ -241,8 +255,18 @@ impl Costs<'_> {
         let kernel = self.kernels.rows();
         let modelled = rows_key_block(self.anchor.dtype.bytes(), kernel.group, kernel.extension.is_some());
         let blocks = KEYS_OF_ROWS.into_iter().filter(|keys| keys % ROWS_KEY_STEP == 0 && *keys != modelled);
-        let config = |key_block| Config { kernel: kernel.name.to_owned(), key_block, query_block: kernel.group };
+        let config = |key_block| Config::new(kernel.name, key_block, kernel.group);
         [modelled].into_iter().chain(blocks).map(config).collect()
+    }
+
+    /// The same with each way of reading, that of the model first.
+    fn readings(&self, configs: Vec<Config>) -> Vec<Config> {
+        let rows = self.anchor.group * self.anchor.queries;
+        let modelled = self.kernels.prefetch.rows[regard_profile::Prefetch::place(rows)];
+        let others = READINGS.into_iter().filter(|[turn, ahead]| [modelled.turn, modelled.ahead] != [*turn, *ahead]);
+        let others: Vec<_> = others.map(|[turn, ahead]| Some(TunedReading { rows, turn, ahead })).collect();
+        let ways = || std::iter::once(None).chain(others.iter().copied());
+        configs.iter().flat_map(|config| ways().map(|reading| Config { reading, ..config.clone() })).collect()
     }
 
     fn predicted(&self, config: &Config) -> f64 {
@@ -282,7 +306,16 @@ mod tests {
                     Role::Rows => {
                         let native = kernels.rows().extension.is_some();
                         let modelled = rows_key_block(anchor.dtype.bytes(), first.query_block, native);
-                        assert_eq!(first.key_block, modelled);
+                        assert_eq!((first.key_block, first.reading), (modelled, None));
+                        let here = |config: &&Config| config.key_block == modelled;
+                        let readings = contest.candidates.iter().filter(here).filter_map(|config| config.reading);
+                        let rows = anchor.group * anchor.queries;
+                        let of_model = costs.kernels.prefetch.rows[regard_profile::Prefetch::place(rows)];
+                        let others: Vec<TunedReading> = readings.collect();
+                        assert!(others.len() + 1 >= READINGS.len() && others.iter().all(|other| other.rows == rows));
+                        assert!(
+                            others.iter().all(|other| (other.turn, other.ahead) != (of_model.turn, of_model.ahead))
+                        );
                     }
                     Role::Crossing => assert!(contest.candidates.iter().any(|config| !config.takes_rows())),
                 }

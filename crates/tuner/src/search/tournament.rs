@@ -68,7 +68,8 @@ impl Work {
             Self::KeyBlock(members) if contests[members[0]].role == Role::Rows => 4.0 * members.len() as f64,
             Self::KeyBlock(members) => members.len().min(JUDGES) as f64,
             Self::Crossing(members) => 0.7 * members.len() as f64,
-            Self::Class(contest) if contests[*contest].role == Role::Rows => 0.5,
+            // Ways of reading memory.
+            Self::Class(contest) if contests[*contest].role == Role::Rows => 1.5,
             Self::Class(_) => 2.5,
             // What the others leave.
             Self::Polish(_) => 1e-6,
@@ -214,8 +215,10 @@ impl<'a> Tournament<'a> {
                 if let Err(fault) = self.sampler.verify(contest, candidate) {
                     self.failed.insert((contest, candidate));
                     let Contest { class, candidates, .. } = &self.contests[contest];
-                    let Config { kernel, key_block, query_block } = &candidates[candidate];
-                    let note = format!("{kernel} {key_block} {query_block} is out: it {fault}; {class}");
+                    let config = &candidates[candidate];
+                    let Config { kernel, key_block, query_block, .. } = config;
+                    let reading = config.reading_in_words();
+                    let note = format!("{kernel} {key_block} {query_block}{reading} is out: it {fault}; {class}");
                     self.outcome.notes.push(note);
                     self.trials(contest).add(&candidates[candidate], Fate::Failed, f64::NAN, 0);
                     continue;

@@ -145,5 +145,6 @@ fn describe(class: &Class) -> String {
 }
 
 fn name(config: &Config) -> String {
-    format!("{:<24} {:>5} x {:<4}", config.kernel, config.query_block, config.key_block)
+    let Config { kernel, key_block, query_block, .. } = config;
+    format!("{kernel:<24} {query_block:>5} x {key_block:<4}{}", config.reading_in_words())
 }

@@ -60,8 +60,9 @@ pub(super) fn run(args: DiffArgs, global: &Global) -> Result<(), CliError> {
         }
         for Difference { class, a, b, a_gflops, b_gflops, .. } in &differences {
             let side = |config: Option<&Config>, gflops: Option<f64>| match (config, gflops) {
-                (Some(Config { kernel, key_block, query_block }), Some(gflops)) => {
-                    format!("{kernel} {key_block} x {query_block}, {gflops:.1} GFLOP/s")
+                (Some(config), Some(gflops)) => {
+                    let Config { kernel, key_block, query_block, .. } = config;
+                    format!("{kernel} {key_block} x {query_block}{}, {gflops:.1} GFLOP/s", config.reading_in_words())
                 }
                 _ => "nothing".to_owned(),
             };

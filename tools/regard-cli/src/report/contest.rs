@@ -100,7 +100,7 @@ pub(super) fn heat(options: &str, setup: &Setup, canary: &FmaProbe, budget: Budg
     let mut max_abs_error = 0.0_f64;
     for query_block in &query_blocks {
         for key_block in &key_blocks {
-            let config = Config { kernel: kernel.to_owned(), key_block: *key_block, query_block: *query_block };
+            let config = Config::new(kernel, *key_block, *query_block);
             let mut entrant = Entrant::new(&shared, &case, &with_config(setup, &class, config))?;
             max_abs_error = max_abs_error.max(entrant.check()?.max_abs_error);
             entrants.push(entrant);

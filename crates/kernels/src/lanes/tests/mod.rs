@@ -88,6 +88,7 @@ impl<'a> Case<'a> {
             },
             key_block: self.key_block,
             copy: self.copy,
+            values_ahead: 8,
             prune: None,
             order: None,
         }

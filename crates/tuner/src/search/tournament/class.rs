@@ -174,7 +174,7 @@ impl Tournament<'_> {
                 continue;
             }
             let smaller = candidates.iter().filter(|other| {
-                let Config { kernel, key_block, query_block } = other;
+                let Config { kernel, key_block, query_block, .. } = other;
                 let it = &candidates[i];
                 *kernel == it.kernel && *key_block == it.key_block && *query_block < it.query_block
             });
@@ -188,7 +188,7 @@ impl Tournament<'_> {
     /// The query blocks next to a candidate's with its kernel, and the other kernels with nearly its query block.
     fn neighbours(&self, contest: usize, of: usize) -> Vec<usize> {
         let candidates = &self.contests[contest].candidates;
-        let Config { kernel, key_block, query_block } = &candidates[of];
+        let Config { kernel, key_block, query_block, .. } = &candidates[of];
         let with_block = |i: &usize| candidates[*i].key_block == *key_block;
         let all: Vec<usize> = (0..candidates.len()).filter(with_block).collect();
         let own = || all.iter().copied().filter(|i| candidates[*i].kernel == *kernel);

@@ -86,7 +86,7 @@ const KEY_BLOCKS: [usize; 4] = [240, 96, 192, 384];
 const QUERY_BLOCKS: [usize; 5] = [256, 32, 64, 128, 512];
 
 fn lanes(head_dim: usize) -> Contest {
-    let config = |kernel: &str, key_block, query_block| Config { kernel: kernel.to_owned(), key_block, query_block };
+    let config = |kernel: &str, key_block, query_block| Config::new(kernel, key_block, query_block);
     let mut candidates = Vec::new();
     for kernel in KERNELS {
         for key_block in KEY_BLOCKS {
@@ -241,7 +241,7 @@ fn disturbed_rounds_are_repeated_within_bounds() {
 #[test]
 fn the_crossover_is_where_the_lanes_kernel_wins() {
     let crossing = |queries: usize| {
-        let config = |kernel: &str, query_block| Config { kernel: kernel.to_owned(), key_block: 64, query_block };
+        let config = |kernel: &str, query_block| Config::new(kernel, 64, query_block);
         let candidates = vec![config("any_rows_f32", 8), config(KERNELS[0], 32)];
         let class = class(128, queries);
         Contest {

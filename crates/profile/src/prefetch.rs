@@ -1,0 +1,125 @@
+//! How kernels should ask for memory, where nothing was measured.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Machine;
+
+/// How a rows kernel reads keys and values. It changes no bit of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Reading {
+    /// Bytes of keys of a turn: the values of a block are multiplied in turns with the keys of the next one. With 0, blocks follow
+    /// each other, values after keys.
+    pub turn: usize,
+    /// How far ahead memory is asked for, in bytes; 0 leaves it to the processor.
+    pub ahead: usize,
+}
+
+/// What is asked for, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Prefetch {
+    /// Of a rows kernel: for one row, for two, and for more.
+    pub rows: [Reading; 3],
+    /// Rows of values that the value product of a lanes kernel asks for ahead; 0 for none.
+    pub values: usize,
+}
+
+impl Prefetch {
+    /// Which of the readings serves calls of so many rows.
+    pub fn place(rows: usize) -> usize {
+        rows.clamp(1, 3) - 1
+    }
+
+    /// The same with what was found to be faster.
+    #[must_use]
+    pub fn with(mut self, tuned: Option<TunedReading>) -> Self {
+        if let Some(TunedReading { rows, turn, ahead }) = tuned {
+            self.rows[Self::place(rows)] = Reading { turn, ahead };
+        }
+        self
+    }
+}
+
+/// A reading that was found to be faster than the model's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct TunedReading {
+    /// Rows of the calls that it was timed on. It serves calls of one row, of two, or of more, whichever this is.
+    pub rows: usize,
+    /// See [`Reading::turn`].
+    pub turn: usize,
+    /// See [`Reading::ahead`].
+    pub ahead: usize,
+}
+
+impl fmt::Display for TunedReading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.turn {
+            0 => f.write_str("keys before values")?,
+            bytes => write!(f, "turns of {bytes} bytes")?,
+        }
+        match self.ahead {
+            0 => f.write_str(", not asked for"),
+            bytes => write!(f, ", asked for {bytes} ahead"),
+        }
+    }
+}
+
+/// What is best for keys of this element type (`f32`, `f16`, `bf16` or `int8`), as far as it was measured.
+///
+/// Intel's cores wait for 16 lines at a time, whoever asks for them, and for long where many cores share a mesh: they want to be
+/// asked, and the work to be spread (Sapphire Rapids; figures in `regard-kernels`, at the block of the rows kernel and at the value
+/// product of the lanes kernel). Others are taken for Zen 4. There, two rows are fastest with 2 to 4 KiB, and 16 cost a tenth; more
+/// rows, which take longer over a key, are fastest with 8 KiB, and 2 cost eight of them a third. Halves gain a twentieth from
+/// 8 KiB at any number of rows, where int8 loses a tenth. One row of f16 or int8 is read in turns of 32 keys of 128 columns, and
+/// not asked for.
+pub fn prefetch(machine: &Machine, dtype: &str) -> Prefetch {
+    if machine.vendor == "GenuineIntel" {
+        return Prefetch { rows: [Reading { turn: 4096, ahead: 8192 }; 3], values: 8 };
+    }
+    let halves = matches!(dtype, "f16" | "bf16");
+    let asked = |ahead| Reading { turn: 0, ahead };
+    let few = asked(if halves { 8192 } else { 4096 });
+    let one = if matches!(dtype, "f16" | "int8") { Reading { turn: 4096, ahead: 0 } } else { few };
+    Prefetch { rows: [one, few, asked(8192)], values: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_tuned_serves_as_many_rows() {
+        let modelled = prefetch(&Machine::default(), "f32");
+        assert_eq!(modelled.with(None), modelled);
+        for (rows, place) in [(0, 0), (1, 0), (2, 1), (3, 2), (15, 2)] {
+            let tuned = modelled.with(Some(TunedReading { rows, turn: 512, ahead: 1 }));
+            for other in 0..3 {
+                let expected = if other == place { Reading { turn: 512, ahead: 1 } } else { modelled.rows[other] };
+                assert_eq!(tuned.rows[other], expected, "{rows} rows");
+            }
+        }
+    }
+
+    #[test]
+    fn readings_in_words() {
+        let words = |turn, ahead| TunedReading { rows: 1, turn, ahead }.to_string();
+        assert_eq!(words(0, 8192), "keys before values, asked for 8192 ahead");
+        assert_eq!(words(4096, 0), "turns of 4096 bytes, not asked for");
+    }
+
+    #[test]
+    fn what_was_measured() {
+        let of = |vendor: &str, dtype| prefetch(&Machine { vendor: vendor.to_owned(), ..Machine::default() }, dtype);
+        let turns = Reading { turn: 4096, ahead: 0 };
+        let asked = |ahead| Reading { turn: 0, ahead };
+        assert_eq!(of("AuthenticAMD", "int8").rows, [turns, asked(4096), asked(8192)]);
+        assert_eq!(of("AuthenticAMD", "f16").rows, [turns, asked(8192), asked(8192)]);
+        assert_eq!(of("AuthenticAMD", "bf16").rows, [asked(8192); 3]);
+        assert_eq!(of("AuthenticAMD", "f32").rows, [asked(4096), asked(4096), asked(8192)]);
+        for dtype in ["f32", "f16", "bf16", "int8"] {
+            assert_eq!(of("", dtype), of("AuthenticAMD", dtype), "unknown machines");
+            assert_eq!(of("GenuineIntel", dtype).rows, [Reading { turn: 4096, ahead: 8192 }; 3]);
+        }
+    }
+}
