@@ -249,12 +249,14 @@ fn sources(path: &str) -> Vec<(String, String)> {
 #[cfg_attr(miri, ignore = "reads files")]
 fn pages_tell_the_truth_about_tests_and_examples() {
     let (pages, tests) = (sources("../crates/regard/src/papers"), sources("tests/papers"));
+    // Pages name those of the linear form too.
+    let all_tests = [tests.clone(), sources("tests/linear")].concat();
     assert!(pages.len() >= 7, "{} pages", pages.len());
     let mut all = String::new();
     for (page, text) in &pages {
         let mut named = 0;
         for (file, function) in text.split('`').filter_map(|code| code.split_once("::")) {
-            let Some((_, source)) = tests.iter().find(|(name, _)| name == file) else { continue };
+            let Some((_, source)) = all_tests.iter().find(|(name, _)| name == file) else { continue };
             assert!(source.contains(&format!("fn {function}()")), "{page}: {file}::{function} is not a test");
             named += 1;
         }

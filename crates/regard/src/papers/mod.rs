@@ -3,10 +3,10 @@
 //! | page | paper | here |
 //! |---|---|---|
 //! | [`spline`] | Attention is a smoothed cubic spline, arXiv:2408.09624 | [`Weighting::Relu`](crate::Weighting::Relu) |
-//! | [`polynomial`] | Rethinking softmax, arXiv:2410.18613 | [`Weighting::Polynomial`](crate::Weighting::Polynomial) |
+//! | [`polynomial`] | Rethinking softmax, arXiv:2410.18613 | [`Weighting::Polynomial`](crate::Weighting::Polynomial), [`LinearState`](crate::LinearState) |
 //! | [`hard`] | Simulating hard attention using soft attention, arXiv:2412.09925 | [`Weighting::HardLeft`](crate::Weighting::HardLeft), `HardRight`, `AverageHard`; [`Temperature`](crate::Temperature) |
 //! | [`sigmoid`] | Sigmoid self-attention, arXiv:2409.04431 | [`Weighting::Sigmoid`](crate::Weighting::Sigmoid) |
-//! | [`prefix`] | Attention as an RNN, arXiv:2405.13956 | causal softmax, [`Partial`](crate::Partial), [`KvCache`](crate::KvCache) |
+//! | [`prefix`] | Attention as an RNN, arXiv:2405.13956 | [`prefixes`](crate::prefixes), [`State`](crate::State), [`Partial`](crate::Partial) |
 //! | [`regression`] | In-context learning with transformers, arXiv:2402.11639 | [`Attention::scale`](crate::Attention::scale) as inverse temperature |
 //! | [`variants`] | what other papers add | powers, Taylor, ReLU over `n^a`, sinks, temperatures in `n`, ALiBi |
 //!
