@@ -138,7 +138,6 @@ fn the_models_pick_is_good_without_tuning() {
 
 #[test]
 fn choices_are_near_the_best_of_all_and_never_lose_to_the_model() {
-    let mut of_profiles_everywhere = Vec::new();
     for (name, record) in records() {
         let outcomes = searched(&record, Effort::Default.seconds());
         for outcome in &outcomes {
@@ -146,7 +145,6 @@ fn choices_are_near_the_best_of_all_and_never_lose_to_the_model() {
         }
         let regrets = regrets(&record, &outcomes);
         let [of_all, of_profiles] = regrets.each_ref().map(|regrets| summary(regrets));
-        of_profiles_everywhere.extend_from_slice(&regrets[1]);
         println!("{name}: regret, median, at 95 % and at most: {of_all:.2?} % over the best of all candidates");
         println!("{name}: {of_profiles:.2?} % over the best profile");
 
@@ -164,13 +162,61 @@ fn choices_are_near_the_best_of_all_and_never_lose_to_the_model() {
             }
         }
         println!("{name}: at most {:.2} % slower than the model's pick", 100.0 * worst);
-        assert!(of_all[0] <= 1.0 && of_profiles[0] <= 1.0, "{name}");
+        assert!(of_all[0] <= 1.0 && of_profiles[0] <= 1.0 && of_profiles[1] <= 2.0, "{name}: {of_profiles:?}");
         assert!(worst <= NOISE, "{name}: {worst}");
     }
-    // One class of one record is the twentieth part of its choices: quantiles are those of all records.
-    let of_profiles = summary(&of_profiles_everywhere);
-    println!("all: {of_profiles:.2?} % over the best profile");
-    assert!(of_profiles[1] <= 2.0, "{of_profiles:?}");
+}
+
+/// How much slower than the best with its key block the model's pick is made, as nearly as there is a candidate.
+const MISLED: f64 = 1.2;
+
+/// The record of a machine whose model is bad: in each class of many queries it picks a candidate that is slower than the best with
+/// the same key block. Gives these classes too.
+fn misled(record: &Record) -> (Record, Vec<usize>) {
+    let mut contests = record.contests();
+    let mut classes = Vec::new();
+    for (i, contest) in contests.iter_mut().enumerate().filter(|(_, contest)| contest.role == Role::Lanes) {
+        let truth = record.contests[i].truth();
+        let key_block = contest.candidates[0].key_block;
+        let alike = |j: &usize| contest.candidates[*j].key_block == key_block && truth[*j].is_finite();
+        let alike: Vec<usize> = (0..contest.candidates.len()).filter(alike).collect();
+        let fastest = alike.iter().map(|j| truth[*j]).fold(f64::INFINITY, f64::min);
+        let off = |j: &usize| (truth[*j] / fastest - MISLED).abs();
+        let slow = alike.into_iter().min_by(|a, b| off(a).total_cmp(&off(b))).expect("the model's pick is one");
+        if truth[slow] > 1.05 * fastest {
+            contest.candidates.swap(0, slow);
+            contest.predicted.swap(0, slow);
+            classes.push(i);
+        }
+    }
+    let misled = record.for_contests(&contests);
+    assert_eq!(misled.contests.len(), contests.len());
+    (misled, classes)
+}
+
+/// Where the model is wrong, a search makes up for it: otherwise to stand by the model would pass for a search.
+#[test]
+fn what_the_model_misses_is_found() {
+    for (name, record) in records() {
+        let (record, classes) = misled(&record);
+        assert!(classes.len() >= 10, "{name}: {} classes have a candidate that is slow enough", classes.len());
+        let truths = truths(&record);
+        let mut left = Vec::new();
+        for outcome in searched(&record, Effort::Default.seconds()) {
+            for &i in &classes {
+                let candidates = &record.contests[i].contest.candidates;
+                let chosen = outcome.winners[i].as_ref().expect("there is time for all").candidate;
+                let alike = (0..candidates.len()).filter(|j| candidates[*j].key_block == candidates[chosen].key_block);
+                let fastest = alike.map(|j| truths[i][j]).fold(f64::INFINITY, f64::min);
+                left.push(truths[i][chosen] / fastest - 1.0);
+                let gain = truths[i][0] / truths[i][chosen];
+                assert!(gain > 1.0 - NOISE, "{name}: {gain} at {}", record.contests[i].contest.class);
+            }
+        }
+        let left = summary(&left);
+        println!("{name}: {left:.2?} % over the best with its key block, where the model's pick is 5 to 40 % over it");
+        assert!(left[0] <= 1.0 && left[1] <= 2.0, "{name}: {left:?}");
+    }
 }
 
 #[test]
