@@ -10,6 +10,7 @@ use regard::{
 use regard_kernels::table::kernels;
 use regard_tests::{Random, SLOW, levels, same, setup_for, setup_of};
 
+mod bound;
 mod data;
 mod few;
 
