@@ -124,6 +124,8 @@ impl<'a> State<'a> {
             let (one, _) = state.blocks(1)?;
             let (group, plan) = state.blocks(GROUP)?;
             (state.parts, state.plan) = ([group, one], plan);
+            // At once, so that the first whole block allocates nothing and the state stays as large as it is.
+            state.workspace = vec![0.0; state.plan.workspace_len(1)];
         }
         Ok(state)
     }
