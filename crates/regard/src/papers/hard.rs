@@ -18,6 +18,10 @@
 //! [`strict`](crate::Attention::strict) or without; a row that sees nothing gives 0, which is the right value of
 //! "previous" at the first position.
 //!
+//! Only the keys of `M` matter: [`KeyIndex`](crate::KeyIndex) bounds the scores of blocks of keys, and those that cannot hold one
+//! are not looked at. The result has the same bits (derived here, as are the bounds; the suite `pruning` tests both), and the same
+//! index leaves out what softmax at a low temperature gives less than 2^-25 of the weight.
+//!
 //! ```
 //! use regard::{Attention, Temperature, View, Weighting};
 //!
