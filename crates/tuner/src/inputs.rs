@@ -27,11 +27,16 @@ pub fn standard_normal(seed: u64, count: usize) -> Vec<f32> {
 /// The copies of inputs of this many bytes that calls have to take in turn so that no cache holds one of them when its turn
 /// comes again: all of them together are as large as the buffer of a probe of the bandwidth.
 pub fn copies(bytes: usize, last_level_cache: usize) -> usize {
+    copies_within(bytes, ReadProbe::bytes_for(last_level_cache))
+}
+
+/// As many copies as take `all` bytes.
+fn copies_within(bytes: usize, all: usize) -> usize {
     /// Of inputs so small that more would not do, a call takes longer to start than to read them.
     const MOST: usize = 4096;
     match bytes {
         0 => 1,
-        bytes => ReadProbe::bytes_for(last_level_cache).div_ceil(bytes).min(MOST),
+        bytes => all.div_ceil(bytes).clamp(1, MOST),
     }
 }
 
@@ -41,11 +46,12 @@ mod tests {
 
     #[test]
     fn copies_exceed_the_cache() {
-        let cache = 64 << 20;
         for (bytes, expected) in [(0, 1), (1, 4096), (1 << 20, 512), (500 << 20, 2), (512 << 20, 1), (1 << 40, 1)] {
-            assert_eq!(copies(bytes, cache), expected, "{bytes}");
+            assert_eq!(copies_within(bytes, 512 << 20), expected, "{bytes}");
         }
-        assert_eq!(copies(100 << 20, 0), 3);
+        assert_eq!(copies_within(100 << 20, 256 << 20), 3);
+        // However little memory there is.
+        assert_eq!((copies_within(100 << 20, 0), copies(1 << 40, 32 << 20)), (1, 1));
     }
 
     #[test]

@@ -15,14 +15,15 @@ use regard_simd::Level;
 
 pub use self::cache_sizes::measured_caches;
 use self::team::Team;
-use crate::measure::FmaProbe;
+use crate::measure::{FmaProbe, memory};
 use crate::stats::{median, median_interval, rounded};
 
 /// Samples of a figure. The interval of the median of as few is wide, and says so.
 const SAMPLES: usize = 9;
 
 /// Measures the card of this machine with the threads of `executor`, in some seconds. The buffers take eight times the
-/// last-level caches, and 256 MiB at least.
+/// last-level caches, 256 MiB at least and a GiB for each of them at most, but no more than an eighth of the memory that is
+/// available.
 ///
 /// Not to be called on a pinned thread: those that it starts would stay on the same core.
 pub fn card(level: Level, machine: &Machine, executor: &dyn Executor, progress: &mut dyn FnMut(f64, &str)) -> Card {
@@ -40,7 +41,7 @@ pub fn card(level: Level, machine: &Machine, executor: &dyn Executor, progress: 
         for level in Level::available() {
             peaks.extend(peaks_of(*level, &team));
         }
-        for (j, rung) in ladder::rungs(&caches, threads).into_iter().enumerate() {
+        for (j, rung) in ladder::rungs(&caches, threads, memory::room()).into_iter().enumerate() {
             progress(done(0.2 + 0.2 * j as f64), &format!("reading {} with {who}", rung.memory.name()));
             reads.push(rung.measure(level, &team));
         }

@@ -23,6 +23,7 @@ use std::time::Instant;
 mod against;
 mod ceiling;
 mod compare;
+pub(crate) mod memory;
 mod stopwatch;
 
 pub use against::measure_against;

@@ -65,8 +65,9 @@ standard normal inputs. --json has all that and more: the interval of the time, 
 ceilings, kv_bytes of a call, copies; and fraction_of_f32_peak and fraction_of_f32_roof, which are against f32 multiply-adds
 whatever the kernel's arithmetic.
 
-K and V come from memory: as many copies of them are used in turn as take eight times the last-level cache. --warm leaves
-them in the caches, if they fit.
+K and V come from memory: as many copies of them are used in turn as take eight times the last-level cache, 256 MiB at
+least and a GiB at most, and no more than an eighth of the memory that is available. --warm leaves them in the caches, if
+they fit.
 
 Examples:
   regard bench

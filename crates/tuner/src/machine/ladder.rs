@@ -5,7 +5,7 @@ use regard_simd::Level;
 
 use super::team::Team;
 use super::{SAMPLES, figure};
-use crate::measure::{ReadProbe, ReadWay};
+use crate::measure::{ReadProbe, ReadWay, fastest_way};
 
 /// A rung, with the buffer of each thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +19,8 @@ pub(super) struct Rung {
 ///
 /// A buffer takes half of its level, or of a thread's share of it, so that stacks and tables have room beside it; and in
 /// the third level no more than what lies safely beyond the second, as guests of a host seldom have the size that they
-/// are told.
-pub(super) fn rungs(caches: &Caches, threads: usize) -> Vec<Rung> {
+/// are told. All buffers for memory together take no more than `room`.
+pub(super) fn rungs(caches: &Caches, threads: usize, room: usize) -> Vec<Rung> {
     let Caches { l1d, l3, .. } = caches;
     let (l1, l2) = (caches.l1d_or_default(), caches.l2_share_or_default());
     let mut rungs = vec![Rung { memory: Memory::L1, threads, bytes: l1 / 2 }];
@@ -35,11 +35,12 @@ pub(super) fn rungs(caches: &Caches, threads: usize) -> Vec<Rung> {
         let sharers = threads.min(l3.shared_by.max(1));
         add(Memory::L3, (l3.bytes / 2 / sharers).min(4 * l2), l2);
     }
-    // All third-level caches that the threads may lie on.
-    let instances = threads.div_ceil(l3.shared_by.max(1));
-    let last =
-        if l3.bytes > 0 { l3.bytes.saturating_mul(instances) } else { l2.max(l1d.bytes).saturating_mul(threads) };
-    let bytes = (ReadProbe::bytes_for(last) / threads).max(8 * l2);
+    // All last-level caches that the threads may lie on.
+    let (last, instances) = match l3.bytes {
+        0 => (l2.max(l1d.bytes), threads),
+        bytes => (bytes, threads.div_ceil(l3.shared_by.max(1))),
+    };
+    let bytes = (ReadProbe::bytes_exceeding(last, instances) / threads).max(8 * l2).min(room / threads);
     rungs.push(Rung { memory: Memory::Dram, threads, bytes });
     rungs
 }
@@ -48,17 +49,33 @@ impl Rung {
     /// Measures it with the loads of a level.
     pub(super) fn measure(self, level: Level, team: &Team) -> Read {
         let Self { memory, threads, bytes } = self;
-        // Prefetches are of use beyond the caches only; there each machine wants its own.
-        let way = match memory {
-            Memory::Dram => ReadProbe::new(level, bytes).way(),
-            Memory::L1 | Memory::L2 | Memory::L3 => cached_way(level, bytes),
+        let (way, rates) = match memory {
+            Memory::Dram => memory_rates(level, bytes, team),
+            Memory::L1 | Memory::L2 | Memory::L3 => {
+                let way = cached_way(level, bytes);
+                let probe = || ReadProbe::with_way(level, bytes, way);
+                let sampler = |mut probe: ReadProbe| move || probe.sample();
+                (way, team.rates(SAMPLES, || sampler(probe())))
+            }
         };
-        let rates = team.rates(SAMPLES, || {
-            let mut probe = ReadProbe::with_way(level, bytes, way);
-            move || probe.sample()
-        });
         Read { memory, threads, bytes, way: way.to_string(), gbytes_per_s: figure(&rates) }
     }
+}
+
+/// The rates of reading memory in the way that is the fastest for all threads at once. Prefetches are of use here, and each
+/// machine wants its own.
+///
+/// Every thread has one buffer for all of that: writing to memory for the first time takes more time than all samples.
+fn memory_rates(level: Level, bytes: usize, team: &Team) -> (ReadWay, Vec<f64>) {
+    team.work(|together| {
+        let mut probe = ReadProbe::with_way(level, bytes, ReadWay::ALL[0]);
+        let mut rate = |way| {
+            probe.set_way(way);
+            together(&mut || probe.sample())
+        };
+        let way = fastest_way(&mut rate);
+        (way, (0..SAMPLES).map(|_| rate(way)).collect())
+    })
 }
 
 /// The best way of reading what a cache holds: of those without prefetches, and the first with them.
@@ -87,7 +104,7 @@ mod tests {
     }
 
     fn bytes(caches: &Caches, threads: usize) -> Vec<(Memory, usize)> {
-        rungs(caches, threads).into_iter().map(|rung| (rung.memory, rung.bytes)).collect()
+        rungs(caches, threads, usize::MAX).into_iter().map(|rung| (rung.memory, rung.bytes)).collect()
     }
 
     #[test]
@@ -100,6 +117,22 @@ mod tests {
         assert_eq!(bytes(&zen4, 8)[2..], [(Memory::L3, 2 << 20), (Memory::Dram, 32 << 20)]);
         let two = caches(32 << 10, 1 << 20, 32 << 20, 8);
         assert_eq!(bytes(&two, 16)[2..], [(Memory::L3, 2 << 20), (Memory::Dram, 32 << 20)]);
+    }
+
+    #[test]
+    fn memory_is_not_used_up() {
+        // A share of a large socket: a stated 480 MiB behind a hypervisor.
+        let guest = caches(48 << 10, 2 << 20, 480 << 20, 2);
+        let [alone, both] = [1, 2].map(|threads| bytes(&guest, threads)[3]);
+        assert_eq!([alone, both], [(Memory::Dram, 1 << 30), (Memory::Dram, 512 << 20)]);
+        // A socket of twelve third-level caches is exceeded as one of them is.
+        let large = caches(32 << 10, 1 << 20, 96 << 20, 16);
+        assert_eq!(bytes(&large, 192)[3], (Memory::Dram, 48 << 20));
+        let tight = rungs(&guest, 2, 100 << 20);
+        assert_eq!((tight[3].memory, tight[3].bytes), (Memory::Dram, 50 << 20));
+        // Whatever the threads want to have beyond their second level.
+        let many = rungs(&caches(32 << 10, 2 << 20, 32 << 20, 64), 64, 256 << 20);
+        assert_eq!(many.last().map(|rung| rung.bytes), Some(4 << 20));
     }
 
     #[test]

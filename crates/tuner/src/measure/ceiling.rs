@@ -3,8 +3,8 @@
 use regard_simd::probe::{self, ReadWay};
 use regard_simd::{Extension, Level};
 
-use super::calibrate;
 use super::stopwatch::Stopwatch;
+use super::{calibrate, memory};
 use crate::stats::median;
 
 /// What is multiplied and added.
@@ -142,13 +142,30 @@ impl ReadProbe {
     /// What is swept at once, in bytes: 0.4 ms at 40 GB/s.
     const PIECE_BYTES: usize = 16 << 20;
 
-    /// How large a buffer has to be so that a last-level cache of this size, in bytes, is of no help.
+    /// The most that is taken to exceed one last-level cache.
+    pub const MOST_BYTES: usize = 1 << 30;
+
+    /// How large a buffer has to be so that a last-level cache of this size, in bytes, is of no help; less where that would
+    /// take too much of the memory that there is.
     ///
     /// Eight times the size: caches keep a part of what is swept over them. On a Zen 5 core with 32 MiB a buffer of
     /// 128 MiB reads 2.5 % faster than long arrays do, and one of 256 MiB as fast as one of 512.
-    pub const fn bytes_for(last_level_cache: usize) -> usize {
-        let bytes = last_level_cache.saturating_mul(8);
-        if bytes > Self::DEFAULT_BYTES { bytes } else { Self::DEFAULT_BYTES }
+    ///
+    /// But a GiB at most. Caches that are told to be larger than 128 MiB are those of large sockets, most of which guests of a
+    /// host share with others, and to write 4 GiB for the first time takes such a guest 2 to 5 s, or half a minute if other
+    /// programs need memory. On one with two cores of a Xeon and a stated 480 MiB, buffers of 256, 1024 and 4096 MiB that were
+    /// made in all six orders and took turns read 14.6, 14.5 and 13.9 GB/s (medians; 12.0 to 15.2, 12.7 to 15.2, 13.4 to 14.4):
+    /// which pages a buffer has makes more of a difference than its size. One of 73 MiB reads 27 GB/s.
+    ///
+    /// The pages are ordinary ones, as those of tensors are.
+    pub fn bytes_for(last_level_cache: usize) -> usize {
+        Self::bytes_exceeding(last_level_cache, 1).min(memory::room())
+    }
+
+    /// How large all buffers together have to be to exceed so many caches of this size, whatever memory there is.
+    pub(crate) fn bytes_exceeding(cache: usize, caches: usize) -> usize {
+        let most = Self::MOST_BYTES.saturating_mul(caches.max(1));
+        cache.saturating_mul(8).saturating_mul(caches).clamp(Self::DEFAULT_BYTES, most)
     }
 
     /// A probe of the bandwidth with the loads of `level`, on a buffer of this many bytes, which is written once here. Tries
@@ -171,13 +188,19 @@ impl ReadProbe {
         // Not zeros, which could be one page of the operating system many times over.
         let buffer = vec![1.0; (bytes + LINE_BYTES) / ELEMENT_BYTES];
         let start = buffer.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES / ELEMENT_BYTES);
-        let mut probe = Self { level, way, buffer, start, pieces: 1, next: 0 };
-        probe.pieces = calibrate(Self::SAMPLE_SECONDS, |pieces| {
+        Self { level, way, buffer, start, pieces: 1, next: 0 }.at(level, way)
+    }
+
+    /// The same buffer read with the loads of this level, in this way.
+    #[must_use]
+    pub fn at(mut self, level: Level, way: ReadWay) -> Self {
+        (self.level, self.way) = (level, way);
+        self.pieces = calibrate(Self::SAMPLE_SECONDS, |pieces| {
             let watch = Stopwatch::start();
-            probe.sweep(pieces);
+            self.sweep(pieces);
             watch.seconds()
         });
-        probe
+        self
     }
 
     /// The way of reading.
@@ -365,8 +388,12 @@ mod tests {
 
     #[test]
     fn the_buffer_exceeds_the_cache() {
-        assert_eq!(ReadProbe::bytes_for(0), ReadProbe::DEFAULT_BYTES);
-        assert_eq!(ReadProbe::bytes_for(32 << 20), ReadProbe::DEFAULT_BYTES);
-        assert_eq!(ReadProbe::bytes_for(96 << 20), 768 << 20);
+        let exceeding = ReadProbe::bytes_exceeding;
+        assert_eq!([exceeding(0, 1), exceeding(32 << 20, 1)], [ReadProbe::DEFAULT_BYTES; 2]);
+        assert_eq!([exceeding(96 << 20, 1), exceeding(48 << 20, 2)], [768 << 20; 2]);
+        // What guests of a host are told has an end, which is that of one cache.
+        assert_eq!([exceeding(480 << 20, 1), exceeding(usize::MAX, 3)], [1, 3].map(|caches| caches << 30));
+        let here = ReadProbe::bytes_for(32 << 20);
+        assert!(here > 0 && here <= ReadProbe::DEFAULT_BYTES);
     }
 }

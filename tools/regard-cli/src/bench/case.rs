@@ -123,6 +123,8 @@ impl Case {
         let limits = Limits::new(level, threads, arithmetic, ReadProbe::bytes_for(cache), manner.way, ways);
         let budget = Budget::seconds(manner.seconds);
         let found = measure_against(&mut || limits.sample(), true, work, budget, || drop(run()));
+        let way = limits.way;
+        limits.keep(ways);
         let reference = Reference {
             problem,
             plan: &plan,
@@ -131,7 +133,7 @@ impl Case {
             tolerance: Tolerance::new(arithmetic == Arithmetic::Bf16Dots, manner.out_dtype),
         };
         let deviation = deviation(&reference, &tensor("out", &out, 0)?);
-        let measured = Measured { found, bytes, copies, way: limits.way, deviation };
+        let measured = Measured { found, bytes, copies, way, deviation };
         Ok(self.line(manner, problem, &plan, kernels, threads, measured))
     }
 }

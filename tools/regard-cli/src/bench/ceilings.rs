@@ -8,8 +8,22 @@ use regard_tuner::measure::{Arithmetic, Ceilings, FmaProbe, ReadProbe, ReadWay, 
 
 use crate::setup::Threads;
 
-/// The ways of reading that were found to be the fastest, by level and threads.
-pub(crate) type Ways = BTreeMap<(Isa, usize), ReadWay>;
+/// What is kept from a case to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Ways {
+    /// The ways of reading that were found to be the fastest, by level and threads.
+    fastest: BTreeMap<(Isa, usize), ReadWay>,
+    /// The probe of a case of one thread, which is pinned to the same core each time: writing a buffer of a GiB for the first
+    /// time takes up to a second. Threads of a pool write theirs at the same time, and near to where they run.
+    probe: Option<ReadProbe>,
+}
+
+impl Ways {
+    /// Nothing yet.
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+}
 
 /// The probes of all threads of a case.
 pub(crate) struct Limits<'a> {
@@ -34,30 +48,39 @@ impl<'a> Limits<'a> {
     ) -> Self {
         let count = threads.count();
         let first = way.unwrap_or(ReadWay::ALL[0]);
-        let probe = || Mutex::new(ReadProbe::with_way(level, bytes / count, first));
+        let probe = || ReadProbe::with_way(level, bytes / count, first);
         // Each is made by the thread that uses it, so that its memory is near.
         let read = match threads.execution() {
-            Execution::Pool(pool) => pool.broadcast(|_| probe()),
-            _ => vec![probe()],
+            Execution::Pool(pool) => pool.broadcast(|_| Mutex::new(probe())),
+            _ => vec![Mutex::new(ways.probe.take().map_or_else(probe, |kept| kept.at(level, first)))],
         };
         let dots = FmaProbe::of_dots(level, arithmetic);
         let mut limits = Self { threads, fma: FmaProbe::new(level), dots, read, way: first };
         if way.is_none() {
-            limits.way = *ways.entry((level.isa(), count)).or_insert_with(|| fastest_way(&mut |way| limits.read(way)));
+            let find = || fastest_way(&mut |way| limits.rate(way));
+            limits.way = *ways.fastest.entry((level.isa(), count)).or_insert_with(find);
         }
         limits
+    }
+
+    /// Leaves to the next case what it can use.
+    pub(crate) fn keep(self, ways: &mut Ways) {
+        let mut probes = self.read.into_iter().map(|probe| probe.into_inner().unwrap_or_else(PoisonError::into_inner));
+        if let (Some(probe), None) = (probes.next(), probes.next()) {
+            ways.probe = Some(probe);
+        }
     }
 
     /// All ceilings now.
     pub(crate) fn sample(&self) -> Ceilings {
         // One kind after the other, for all threads to do the same, and in this order: see `Probes::sample`.
-        let read = self.read(self.way);
+        let read = self.rate(self.way);
         let dot_gflops = self.dots.map(|probe| self.sum(&|_| probe.sample()));
         let gflops = self.sum(&|_| self.fma.sample());
         Ceilings { gflops: Some(gflops), dot_gflops, read_gbytes_per_s: Some(read) }
     }
 
-    fn read(&self, way: ReadWay) -> f64 {
+    fn rate(&self, way: ReadWay) -> f64 {
         self.sum(&|thread| {
             let mut probe = self.read[thread].lock().unwrap_or_else(PoisonError::into_inner);
             probe.set_way(way);
