@@ -26,7 +26,7 @@ mod compare;
 pub(crate) mod memory;
 mod stopwatch;
 
-pub use against::measure_against;
+pub use against::{Around, measure_against};
 pub use ceiling::{Arithmetic, Ceilings, FmaProbe, Probes, ReadProbe, fastest_way};
 pub use compare::{Comparison, RoundRobin, compare, round_robin, round_robin_within};
 pub use regard_simd::probe::ReadWay;
@@ -134,27 +134,24 @@ pub struct Efficiency {
 }
 
 impl Efficiency {
-    /// From the `amount` of one call, the seconds of a call in every round, and the ceilings before the first round
-    /// and after every one.
+    /// From the `amount` of one call, and the seconds of a call and the ceiling in every round.
     fn new(amount: f64, seconds: &[f64], ceilings: &[f64]) -> Self {
         let rate = |seconds: f64| amount / seconds / 1e9;
-        let ratios: Vec<f64> =
-            seconds.iter().zip(ceilings.windows(2)).map(|(s, c)| rate(*s) / ((c[0] + c[1]) / 2.0)).collect();
+        let ratios: Vec<f64> = seconds.iter().zip(ceilings).map(|(s, ceiling)| rate(*s) / ceiling).collect();
         Self { rate: rate(median(seconds)), ceiling: median(ceilings), fraction: median(&ratios), ratios }
     }
 }
 
-/// Times `run` in rounds of probe, work, probe, where the probe after a round is the one before the next.
+/// Times `run` in rounds of peak, work, peak; a ratio is against the mean of both.
 ///
-/// There is one call to warm up, and some to find how many make a sample. A read probe leaves the caches full of its
-/// own buffer; where there is one, an untimed call before every sample brings them back to the state in which calls of
-/// the work follow each other. Work that is to find its input outside the caches has to walk through inputs that are
+/// There is one call to warm up, and some to find how many make a sample. A read probe is sampled between rounds; it leaves
+/// the caches full of its own buffer and the clock at rest, and an untimed sample at the beginning of every round brings both
+/// back to the state in which calls of the work follow each other. Work that is to find its input outside the caches has to walk through inputs that are
 /// larger than they are, probed or not.
 ///
 /// `run` must not leave its result unused where the compiler can see that: give it to [`std::hint::black_box`].
 pub fn measure(probes: &mut Probes, work: Work, budget: Budget, run: impl FnMut()) -> Measurement {
-    let reads = probes.read.is_some();
-    measure_against(&mut || probes.sample(), reads, work, budget, run)
+    measure_against(probes, work, budget, run)
 }
 
 /// Work, and how many calls of it make a sample.
@@ -214,8 +211,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ratio_uses_the_ceilings_around_its_round() {
-        let found = Efficiency::new(8e9, &[1.0, 2.0, 1.0], &[10.0, 10.0, 6.0, 14.0]);
+    fn a_ratio_uses_the_ceiling_of_its_round() {
+        let found = Efficiency::new(8e9, &[1.0, 2.0, 1.0], &[10.0, 8.0, 10.0]);
         assert_eq!(found.ratios, [8.0 / 10.0, 4.0 / 8.0, 8.0 / 10.0]);
         assert_eq!((found.rate, found.ceiling, found.fraction), (8.0, 10.0, 0.8));
     }

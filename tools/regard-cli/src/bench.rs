@@ -55,7 +55,8 @@ pub(crate) struct BenchArgs {
 
 const AFTER_HELP: &str = "\
 Every case runs on one pinned thread unless --threads says otherwise. Rounds of work and ceilings take turns, and a
-fraction is the median of the ratios of neighbours. `of peak` is against a loop of the arithmetic that the kernel uses:
+fraction is the median of the ratios of neighbours: peaks are measured right before and right after the work, the bandwidth
+between rounds. `of peak` is against a loop of the arithmetic that the kernel uses:
 f32 multiply-adds of its level, or dot products of bf16 or of 16-bit integers, which is what int8 is multiplied as where the
 core can. `of bandwidth` is the bytes of K and V that a call reads (of
 visible keys, scales included) over time, against reading memory in the best of several ways. `of roof` is the time that

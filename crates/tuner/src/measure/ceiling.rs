@@ -4,7 +4,7 @@ use regard_simd::probe::{self, ReadWay};
 use regard_simd::{Extension, Level};
 
 use super::stopwatch::Stopwatch;
-use super::{calibrate, memory};
+use super::{Around, calibrate, memory};
 use crate::stats::median;
 
 /// What is multiplied and added.
@@ -41,6 +41,11 @@ enum Chains {
 impl FmaProbe {
     /// A sample is the median of this many parts: whatever disturbs the core once hits one of them, however long it
     /// takes, and the sample stays what it would have been.
+    ///
+    /// Work feels the mean of what disturbs it, but longer samples feel less of it than short ones do. Where the work is the
+    /// same loop for 5, 20 or 80 ms, so that its fraction ought to be 1, medians of parts on both sides of it make it 0.995,
+    /// 0.994 and 0.998 on a Xeon, and 0.996, 0.999 and 1.003 where builds want both of its cores; means of parts 1.004, 1.001
+    /// and 1.004, and 1.003, 1.012 and 1.010.
     const PARTS: usize = 3;
 
     /// Seconds of a part. Long enough for each to have its share of the ticks of the timer, as the work has that is
@@ -284,12 +289,18 @@ impl Probes {
 
     /// The ceilings now.
     pub fn sample(&mut self) -> Ceilings {
-        // In this order: for some milliseconds after a sweep of the memory a core multiplies 1 % slower. The next work
-        // is in that time, so its ceiling has to be as well.
-        let read_gbytes_per_s = self.read.as_mut().map(ReadProbe::sample);
-        let dot_gflops = self.dots.as_ref().map(FmaProbe::sample);
-        let gflops = self.fma.as_ref().map(FmaProbe::sample);
-        Ceilings { gflops, dot_gflops, read_gbytes_per_s }
+        Ceilings { read_gbytes_per_s: self.read(), ..self.peaks() }
+    }
+}
+
+impl Around for Probes {
+    fn peaks(&mut self) -> Ceilings {
+        let [gflops, dot_gflops] = [&self.fma, &self.dots].map(|probe| probe.as_ref().map(FmaProbe::sample));
+        Ceilings { gflops, dot_gflops, read_gbytes_per_s: None }
+    }
+
+    fn read(&mut self) -> Option<f64> {
+        self.read.as_mut().map(ReadProbe::sample)
     }
 }
 
@@ -311,6 +322,16 @@ impl Ceilings {
         match arithmetic {
             Arithmetic::F32 => self.gflops,
             Arithmetic::Bf16Dots | Arithmetic::Int16Dots => self.dot_gflops,
+        }
+    }
+
+    /// The means of those before and after some work.
+    pub(super) fn mean(before: Self, after: Self) -> Self {
+        let mean_of = |figure: fn(&Self) -> Option<f64>| Some((figure(&before)? + figure(&after)?) / 2.0);
+        Self {
+            gflops: mean_of(|ceilings| ceilings.gflops),
+            dot_gflops: mean_of(|ceilings| ceilings.dot_gflops),
+            read_gbytes_per_s: mean_of(|ceilings| ceilings.read_gbytes_per_s),
         }
     }
 

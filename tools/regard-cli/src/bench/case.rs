@@ -120,9 +120,9 @@ impl Case {
         // What can go wrong goes wrong here.
         run()?;
         let work = Work { flops: problem.flops(), arithmetic, bytes };
-        let limits = Limits::new(level, threads, arithmetic, ReadProbe::bytes_for(cache), manner.way, ways);
+        let mut limits = Limits::new(level, threads, arithmetic, ReadProbe::bytes_for(cache), manner.way, ways);
         let budget = Budget::seconds(manner.seconds);
-        let found = measure_against(&mut || limits.sample(), true, work, budget, || drop(run()));
+        let found = measure_against(&mut limits, work, budget, || drop(run()));
         let way = limits.way;
         limits.keep(ways);
         let reference = Reference {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use regard::{Execution, Isa, Level};
-use regard_tuner::measure::{Arithmetic, Ceilings, FmaProbe, ReadProbe, ReadWay, fastest_way};
+use regard_tuner::measure::{Arithmetic, Around, Ceilings, FmaProbe, ReadProbe, ReadWay, fastest_way};
 
 use crate::setup::Threads;
 
@@ -71,15 +71,6 @@ impl<'a> Limits<'a> {
         }
     }
 
-    /// All ceilings now.
-    pub(crate) fn sample(&self) -> Ceilings {
-        // One kind after the other, for all threads to do the same, and in this order: see `Probes::sample`.
-        let read = self.rate(self.way);
-        let dot_gflops = self.dots.map(|probe| self.sum(&|_| probe.sample()));
-        let gflops = self.sum(&|_| self.fma.sample());
-        Ceilings { gflops: Some(gflops), dot_gflops, read_gbytes_per_s: Some(read) }
-    }
-
     fn rate(&self, way: ReadWay) -> f64 {
         self.sum(&|thread| {
             let mut probe = self.read[thread].lock().unwrap_or_else(PoisonError::into_inner);
@@ -94,5 +85,18 @@ impl<'a> Limits<'a> {
             Execution::Pool(pool) => pool.broadcast(|thread| sample(thread.index())).iter().sum(),
             _ => sample(0),
         }
+    }
+}
+
+impl Around for Limits<'_> {
+    fn peaks(&mut self) -> Ceilings {
+        // One kind after the other, for all threads to do the same.
+        let dot_gflops = self.dots.map(|probe| self.sum(&|_| probe.sample()));
+        let gflops = self.sum(&|_| self.fma.sample());
+        Ceilings { gflops: Some(gflops), dot_gflops, read_gbytes_per_s: None }
+    }
+
+    fn read(&mut self) -> Option<f64> {
+        Some(self.rate(self.way))
     }
 }
