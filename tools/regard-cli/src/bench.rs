@@ -56,9 +56,9 @@ pub(crate) struct BenchArgs {
 const AFTER_HELP: &str = "\
 Every case runs on one pinned thread unless --threads says otherwise. Rounds of work and ceilings take turns, and a
 fraction is the median of the ratios of neighbours: peaks are measured right before and right after the work, the bandwidth
-between rounds. `of peak` is against a loop of the arithmetic that the kernel uses:
-f32 multiply-adds of its level, or dot products of bf16 or of 16-bit integers, which is what int8 is multiplied as where the
-core can. `of bandwidth` is the bytes of K and V that a call reads (of
+between rounds. `of peak` is against a loop of the arithmetic that the kernel uses: f32 multiply-adds of its level, or dot
+products of bf16, where these are faster or --native-half asks for them, or of 16-bit integers, which is what int8 is
+multiplied as where the core can. `of bandwidth` is the bytes of K and V that a call reads (of
 visible keys, scales included) over time, against reading memory in the best of several ways. `of roof` is the time that
 the nearer of the two ceilings allows over the time taken. With more threads the ceilings are what all of them reach at
 once. GFLOP/s count 2 * (d + d_v) for each visible pair. The error is the largest one of sampled rows against f64, for
@@ -78,6 +78,7 @@ Examples:
   regard bench --queries 1 --keys 16384 --heads 1 --dtype bf16 --split 2048 --threads 2
   regard bench --varlen uniform:1..4096:64@7 --causal bottom-right --dtype bf16
   regard bench --varlen 100,3000,77 --queries 1 --causal bottom-right --paged 16
+  regard bench --queries 2048 --dtype bf16 --native-half
   regard bench --queries 2048 --dtype bf16 --no-native-half --json";
 
 /// The sizes of problems, each a list.
@@ -173,6 +174,7 @@ impl BenchArgs {
         let problem = |problem: ProblemArgs| ProblemArgs {
             layout: self.problem.layout,
             split: self.problem.split,
+            native_half: self.problem.native_half,
             no_native_half: self.problem.no_native_half,
             no_native_int8: self.problem.no_native_int8,
             isa: problem.isa.or_else(|| self.problem.isa.clone()),
@@ -229,6 +231,7 @@ fn says_nothing(problem: &ProblemArgs) -> bool {
         layout: _,
         split: _,
         form: _,
+        native_half: _,
         no_native_half: _,
         no_native_int8: _,
         isa: _,
@@ -321,8 +324,15 @@ mod tests {
 
     #[test]
     fn what_stands_for_the_standard_list() {
-        for line in ["", "--isa avx2", "--threads 2 --seconds 3 --no-profile", "--layout bshd", "--warm --split never"]
-        {
+        for line in [
+            "",
+            "--isa avx2",
+            "--threads 2 --seconds 3 --no-profile",
+            "--layout bshd",
+            "--warm --split never",
+            "--native-half",
+            "--no-native-half",
+        ] {
             assert!(parse(line).are_none(), "{line}");
         }
         for line in [

@@ -83,6 +83,9 @@ pub(crate) struct ProblemArgs {
     /// --causal, and is computed in the linear form
     #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Weighting")]
     pub(crate) gates: Option<f32>,
+    /// Multiply bf16 by instructions for it wherever the processor has them [default: where that is faster than widening]
+    #[arg(long, conflicts_with = "no_native_half", help_heading = "Execution")]
+    pub(crate) native_half: bool,
     /// Widen bf16 to f32, and use no instructions that multiply it
     #[arg(long, help_heading = "Execution")]
     pub(crate) no_native_half: bool,
@@ -198,7 +201,10 @@ impl ProblemArgs {
     pub(crate) fn attention(&self) -> Result<Attention<'static>, CliError> {
         let mut attention = Attention::new(self.weighting()?).count(self.n);
         attention = attention.split(self.split).form(self.form);
-        attention = attention.native_half(!self.no_native_half).native_int8(!self.no_native_int8);
+        attention = attention.native_int8(!self.no_native_int8);
+        if self.native_half || self.no_native_half {
+            attention = attention.native_half(self.native_half);
+        }
         if let Some(isa) = self.isa()? {
             attention = attention.isa(isa);
         }

@@ -59,7 +59,9 @@ fn half_precision() {
     let [tq, tk, tv] = tensors;
     let problem = |options: &Attention<'_>| library(&Problem::new(options, tq, tk, tv).unwrap());
     assert_eq!(tool(&place, &qkv_of(Dtype::BF16).0, ""), problem(&Attention::softmax()));
-    assert_eq!(tool(&place, &f32s, "--dtype bf16 --no-native-half"), problem(&Attention::softmax().native_half(false)));
+    for (args, native) in [("--dtype bf16 --no-native-half", false), ("--dtype bf16 --native-half", true)] {
+        assert_eq!(tool(&place, &f32s, args), problem(&Attention::softmax().native_half(native)));
+    }
 
     // Widened again, and of two types.
     let exact = library(&Problem::new(&Attention::softmax(), view(q, Q), view(k, K), view(v, V)).unwrap());

@@ -78,10 +78,18 @@ fn every_element_type() {
 
 #[test]
 fn bf16_is_measured_against_the_arithmetic_that_it_uses() {
-    let native = regard_simd::Extension::Bf16.is_available_at(regard::Level::from_env().unwrap().isa());
+    let has = regard_simd::Extension::Bf16.is_available_at(regard::Level::from_env().unwrap().isa());
+    let pays = regard_profile::Machine::detect().bf16_pairs_pay();
     let case = format!("{SMALL} --queries 2,30 --keys 40 --head-dim 16 --dtype bf16 --out-dtype bf16");
-    for line in lines(&case) {
-        let multiplies = native && line["kernel"].as_str().unwrap().contains("bf16");
+    let asked = lines(&format!("{case} --native-half"));
+    let options = |line: &Value| ["native_half", "no_native_half"].map(|option| line[option].as_bool());
+    assert!(asked.iter().all(|line| options(line) == [Some(true), None]), "{asked:?}");
+    let by_default = lines(&case);
+    assert!(by_default.iter().all(|line| options(line) == [None; 2]), "{by_default:?}");
+    for (line, taken) in asked.iter().map(|line| (line, has)).chain(by_default.iter().map(|line| (line, has && pays))) {
+        let kernel = line["kernel"].as_str().unwrap();
+        let multiplies = kernel.contains("_lanes_bf16_") || kernel.contains("_rows_bf16_dots");
+        assert_eq!(multiplies, taken, "{line}");
         assert_eq!(line["dot_peak_gflops"].as_f64().is_some(), multiplies, "{line}");
         assert_eq!(line["out_dtype"], "bf16");
         let peak = if multiplies { &line["dot_peak_gflops"] } else { &line["peak_gflops"] };
@@ -261,6 +269,7 @@ fn bad_options_are_one_line() {
     assert!(place.fail(&["bench", "--layout", "thd", "--keys", "5"], 2).contains("goes with --varlen"));
     assert!(place.fail(&["bench", "--paged", "0"], 2).contains("--paged"));
     assert!(place.fail(&["bench", "--split", "some"], 2).contains("auto, never or a number"));
+    assert!(place.fail(&["bench", "--native-half", "--no-native-half"], 2).contains("--no-native-half"));
     assert!(place.fail(&["bench", "--split", "0", "--keys", "5"], 3).contains("span is 0"));
     assert!(place.fail(&["bench", "--read-way", "3-near"], 2).contains("STREAMS-near-BYTES"));
     assert!(place.fail(&["bench", "--seconds", "-1"], 2).contains("--seconds"));

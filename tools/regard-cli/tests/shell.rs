@@ -39,6 +39,7 @@ fn help_teaches() {
         "--layout",
         "--isa",
         "--split",
+        "--native-half",
         "--no-native-half",
         "--no-native-int8",
         "--dtype",
@@ -160,6 +161,20 @@ fn explanations_of_types_and_sequences() {
     assert_eq!(plan["varlen"], "20,0,300");
     assert_eq!(plan["visible_pairs"], 8.0 * (20.0 * 21.0 + 300.0 * 301.0) / 2.0);
     assert!(plan["kernel"].as_str().unwrap().contains("lanes_f32"));
+
+    let explain = |options: &str| {
+        let line = format!("explain --queries 30 --dtype bf16 --no-profile {options}");
+        Place::new().succeed(&line.split_whitespace().collect::<Vec<_>>())
+    };
+    let has = regard_simd::Extension::Bf16.is_available_at(regard::Level::from_env().unwrap().isa());
+    let pays = regard_profile::Machine::detect().bf16_pairs_pay();
+    for (options, multiplied, excused) in
+        [("", has && pays, has && !pays), ("--native-half", has, false), ("--no-native-half", false, false)]
+    {
+        let text = explain(options);
+        assert_eq!(text.contains("_lanes_bf16_"), multiplied, "{options}: {text}");
+        assert_eq!(text.contains("multiplies pairs of bf16 more slowly"), excused, "{options}: {text}");
+    }
 
     let paged = "explain --varlen uniform:1..4096:64@7 --queries 1 --paged 16 --split never";
     let text = Place::new().succeed(&paged.split(' ').collect::<Vec<_>>());

@@ -34,6 +34,7 @@ pub(super) fn to_json(problem: &ProblemArgs, packed: bool) -> Map<String, Value>
         ("n", count(problem.n)),
         ("split", split(problem.split)),
         ("form", (problem.form != Form::Auto).then(|| problem.form.name().into())),
+        ("native_half", problem.native_half.then_some(Value::Bool(true))),
         ("no_native_half", problem.no_native_half.then_some(Value::Bool(true))),
         ("no_native_int8", problem.no_native_int8.then_some(Value::Bool(true))),
     ];

@@ -168,12 +168,15 @@ fn roofline(report: &Report) -> String {
 }
 
 fn lengths(report: &Report) -> String {
-    let html =
-        figure(
-            "Fraction of the peak",
-            "One core, softmax. Dashed: causal, where only visible pairs count.",
-            &charts::fractions(report),
-        ) + &figure("Speed", "The same, with the peaks of f32 and of products of bf16.", &charts::speeds(report));
+    let html = figure(
+        "Fraction of the peak",
+        "One core, softmax. Dashed: causal, where only visible pairs count.",
+        &charts::fractions(report),
+    ) + &figure(
+        "Speed",
+        "The same, with the peak of f32, and that of products of bf16 where kernels make them.",
+        &charts::speeds(report),
+    );
     section(
         "Prompts",
         "As many queries as keys, all from one sequence.",
