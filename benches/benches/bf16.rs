@@ -1,4 +1,4 @@
-//! Softmax attention on prompts in bf16, with the instructions that multiply it where the machine has them.
+//! Softmax attention on prompts in bf16, with the instructions that multiply it where the machine has them and they pay.
 
 use regard::Execution;
 use regard_benches::{bench, criterion, level};
