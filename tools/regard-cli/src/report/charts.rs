@@ -145,8 +145,7 @@ pub(super) fn speeds(report: &Report) -> String {
     let [shortest, longest] = ends(of(report, Group::Prefill).map(|figure| figure.keys as f64));
     // Bf16 may be widened, and then has the peak of f32.
     let peak = |is_f32: bool| {
-        let figures =
-            of(report, Group::Prefill).filter(move |figure| !figure.kernel.contains("_lanes_bf16_") == is_f32);
+        let figures = of(report, Group::Prefill).filter(move |figure| figure.kernel.contains("_lanes_bf16_") != is_f32);
         figures.map(|figure| figure.peak_gflops).fold(0.0, f64::max)
     };
     let peaks = [("f32 peak", peak(true)), ("bf16 peak", peak(false))];
