@@ -85,21 +85,24 @@ pub fn save(path: &Path, profile: &Profile) -> Result<(), ProfileError> {
 pub struct Saved {
     /// What the file holds now.
     pub profile: Profile,
-    /// Where the file that was there before is now, if it was no profile of this machine and these kernels.
+    /// Where the file that was there before is now, if it was no usable profile of this machine and these kernels.
     pub set_aside: Option<PathBuf>,
 }
 
 /// Adds a profile to the one in a file, by [`merge`]: entries that somebody else wrote, for other classes or levels, stay.
 /// However many do so at once, nothing is lost that is not replaced.
 ///
-/// A file that holds something else (a profile of an unknown newer version, of other kernels, or no profile) is not written
-/// over but set aside: it is renamed to `<name>.aside-<number>`.
+/// A file that [`load`] would refuse (a profile of an unknown newer version, of other kernels, with an entry that is wrong, or
+/// no profile) is not written over but set aside: it is renamed to `<name>.aside-<number>`. What is written is always loaded
+/// again.
 ///
 /// # Errors
-/// As for [`save`].
-pub fn save_merged(path: &Path, profile: &Profile) -> Result<Saved, ProfileError> {
-    // What cannot be written shall not have the old file set aside.
+/// As for [`save`]; and what [`load`] would say of the profile on its own machine.
+pub fn save_merged(path: &Path, profile: &Profile, kernels: &KernelSet) -> Result<Saved, ProfileError> {
+    // What cannot be written, or read again, shall not have the old file set aside.
     text_of(path, profile)?;
+    let usable = |profile: &Profile, machine| check::usable(path, profile, Fits::Machine(machine), kernels);
+    usable(profile, &profile.machine)?;
     with_lock(path, || {
         let old = match parse(path) {
             Err(ProfileError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => None,
@@ -109,7 +112,10 @@ pub fn save_merged(path: &Path, profile: &Profile) -> Result<Saved, ProfileError
         };
         let merged = match old {
             None => Some(profile.clone()),
-            Some(old) => old.and_then(|old| merge(profile.clone(), old, path)).ok(),
+            // One bad entry would spoil the merged file for every reader.
+            Some(old) => {
+                old.and_then(|old| usable(&old, &profile.machine).and_then(|()| merge(profile.clone(), old, path))).ok()
+            }
         };
         let set_aside = if merged.is_none() { Some(set_aside(path)?) } else { None };
         let profile = merged.unwrap_or_else(|| profile.clone());

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::*;
-use regard_profile::{Profile, ProfileError, inspect, load, save, save_merged};
+use regard_profile::{Crossover, Profile, ProfileError, inspect, load, save, save_merged};
 use serde_json::{Value, json};
 
 /// The file with another value in one place.
@@ -133,7 +133,7 @@ fn child_adds_entries() {
     let path = path.with_extension("json");
     for round in 0..ROUNDS {
         let entries = vec![entry(1000 * number + round)];
-        let saved = save_merged(&path, &Profile { entries, ..profile() }).unwrap();
+        let saved = save_merged(&path, &Profile { entries, ..profile() }, &kernels()).unwrap();
         assert_eq!(saved.set_aside, None);
     }
 }
@@ -212,7 +212,7 @@ fn child_has_a_disk_of_its_own() {
     for _ in 0..3 {
         let error = save(&path, &large).unwrap_err();
         assert!(matches!(&error, ProfileError::Io { error, .. } if error.raw_os_error() == Some(28)), "{error}");
-        let error = save_merged(&path, &large).unwrap_err();
+        let error = save_merged(&path, &large, &kernels()).unwrap_err();
         assert!(matches!(&error, ProfileError::Io { error, .. } if error.raw_os_error() == Some(28)), "{error}");
         assert_eq!(load(&path, &machine(), &kernels()).unwrap(), small);
         assert_eq!(names_in(&directory), ["profile.json", "profile.json.lock"]);
@@ -288,7 +288,7 @@ fn what_is_there_and_of_no_use_is_set_aside() {
     ];
     for (i, other) in others.iter().enumerate() {
         fs::write(&path, other).unwrap();
-        let saved = save_merged(&path, &profile()).unwrap();
+        let saved = save_merged(&path, &profile(), &kernels()).unwrap();
         let aside = directory.path().join(format!("profile.json.aside-{}", i + 1));
         assert_eq!(saved.set_aside, Some(aside.clone()));
         assert_eq!(saved.profile, profile());
@@ -299,6 +299,37 @@ fn what_is_there_and_of_no_use_is_set_aside() {
     let mut bad = profile();
     bad.entries[0].gflops = f64::NAN;
     fs::write(&path, &others[1]).unwrap();
-    save_merged(&path, &bad).unwrap_err();
+    save_merged(&path, &bad, &kernels()).unwrap_err();
     assert_eq!(fs::read_to_string(&path).unwrap(), others[1]);
+}
+
+#[test]
+fn one_bad_entry_does_not_spoil_what_is_added() {
+    type Spoil = fn(&mut Profile);
+    let spoilt: [Spoil; 5] = [
+        |old| old.entries[0].config.kernel = "lanes_9x9".to_owned(),
+        |old| old.entries[0].config.query_block = 0,
+        |old| old.entries[0].gflops = -1.0,
+        |old| old.entries[0].rivals[0].config.key_block = 193,
+        |old| old.crossovers.push(Crossover { kernel: "rows_9".to_owned(), rows_up_to: 3 }),
+    ];
+    for (i, spoil) in spoilt.into_iter().enumerate() {
+        let (_directory, path) = scratch();
+        // Of a class that the new one has not tuned, or it would not be merged at all.
+        let mut old = Profile { entries: vec![entry(64)], ..profile() };
+        spoil(&mut old);
+        let text = serde_json::to_string(&old).unwrap();
+        fs::write(&path, &text).unwrap();
+        load(&path, &machine(), &kernels()).unwrap_err();
+        // The next one finds a file that it can add to.
+        for round in 0..2 {
+            let saved = save_merged(&path, &profile(), &kernels()).unwrap();
+            assert_eq!(saved.set_aside.is_some(), round == 0, "{i}");
+            assert_eq!(load(&path, &machine(), &kernels()).unwrap(), profile(), "{i}");
+            saved.set_aside.iter().for_each(|aside| assert_eq!(fs::read_to_string(aside).unwrap(), text));
+        }
+        // Nor is such a profile written, or a good one set aside for it.
+        save_merged(&path, &old, &kernels()).unwrap_err();
+        assert_eq!(load(&path, &machine(), &kernels()).unwrap(), profile(), "{i}");
+    }
 }

@@ -255,7 +255,7 @@ fn card(machine: &Machine) -> Result<Card, CliError> {
 
 /// Adds the profile to the one that is there.
 fn save(path: &Path, profile: &Profile) -> Result<(), CliError> {
-    let saved = regard_profile::save_merged(path, profile).map_err(crate::profile::not_written)?;
+    let saved = regard_profile::save_merged(path, profile, &kernel_set()).map_err(crate::profile::not_written)?;
     if let Some(aside) = saved.set_aside {
         eprintln!("what was there is of no use with these kernels, and is now {}", aside.display());
     }

@@ -136,6 +136,30 @@ fn merging_and_exporting() {
 }
 
 #[test]
+fn a_profile_that_nobody_would_load_is_not_merged() {
+    type Spoil = fn(&mut Profile);
+    let spoilt: [(Spoil, &str); 4] = [
+        (|old| old.entries[1].config.kernel = "lanes_9x9".to_owned(), "entry 1: there is no kernel \"lanes_9x9\""),
+        (|old| old.entries[1].config.query_block = 0, "entry 1: query_block is 0"),
+        (|old| old.entries[1].gflops = -1.0, "entries[1].gflops is -1"),
+        (|old| old.tool.kernels_fingerprint = "dead".to_owned(), "tuned with kernels dead"),
+    ];
+    for (spoil, part) in spoilt {
+        let place = Place::new();
+        save(&place.path("good.json"), &profile()).unwrap();
+        let mut bad = profile();
+        spoil(&mut bad);
+        fs::write(place.path("bad.json"), serde_json::to_vec(&bad).unwrap()).unwrap();
+        let before = place.files();
+        for order in [["good.json", "bad.json"], ["bad.json", "good.json"]] {
+            let line = place.fail(&["profile", "merge", order[0], order[1], "--out", "both.json"], 3);
+            assert!(line.contains("bad.json") && line.contains(part), "{part:?} in {line}");
+            assert_eq!(place.files(), before);
+        }
+    }
+}
+
+#[test]
 fn where_profiles_are() {
     let place = Place::new();
     let found = json(&place.succeed(&["profile", "where", "--json"]));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use regard::kernel_set;
-use regard_profile::file_name;
+use regard_profile::{Profile, file_name};
 use serde::Serialize;
 
 use super::{inspect, named_or_used, save};
@@ -15,7 +15,7 @@ use crate::output;
 /// Puts profiles of one machine together: of each class the choice of the newest profile that tuned it.
 ///
 /// Choices are taken whole. One whose key block is not that of the newer choices of its level is left out, since a level
-/// has one.
+/// has one. Every profile is checked first, against the kernels of this program.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Example:\n  regard profile merge quick.json thorough.json --out both.json")]
 pub(super) struct MergeArgs {
@@ -51,7 +51,7 @@ struct Written<'a> {
 }
 
 pub(super) fn merge(args: MergeArgs, global: &Global) -> Result<(), CliError> {
-    let mut profiles = args.paths.into_iter().map(inspect).collect::<Result<Vec<_>, _>>()?;
+    let mut profiles = args.paths.into_iter().map(usable).collect::<Result<Vec<_>, _>>()?;
     // The newest first; of those of the same second, the one that was named first.
     profiles.sort_by_key(|(_, profile)| std::cmp::Reverse(profile.run.unix_time));
     let mut profiles = profiles.into_iter();
@@ -67,11 +67,22 @@ pub(super) fn merge(args: MergeArgs, global: &Global) -> Result<(), CliError> {
 
 pub(super) fn export(args: ExportArgs, global: &Global) -> Result<(), CliError> {
     let (path, profile) = named_or_used(args.path)?;
-    // As it would be on the machine that it is for.
-    let profile = regard_profile::load(&path, &profile.machine, &kernel_set()).map_err(CliError::Profile)?;
+    let profile = load_on_its_machine(&path, &profile)?;
     let out = args.to.join(file_name(&profile.fingerprint));
     save(&out, &profile)?;
     report(&out, profile.entries.len(), global)
+}
+
+/// The profile at a path, of whatever machine, which would be used there.
+fn usable(path: PathBuf) -> Result<(PathBuf, Profile), CliError> {
+    let (path, profile) = inspect(path)?;
+    let profile = load_on_its_machine(&path, &profile)?;
+    Ok((path, profile))
+}
+
+/// A profile as it would be loaded on the machine that it is for.
+fn load_on_its_machine(path: &Path, profile: &Profile) -> Result<Profile, CliError> {
+    regard_profile::load(path, &profile.machine, &kernel_set()).map_err(CliError::Profile)
 }
 
 fn report(path: &Path, entries: usize, global: &Global) -> Result<(), CliError> {
