@@ -7,7 +7,7 @@ pub(crate) mod line;
 mod options;
 
 use clap::{Args, Parser};
-use regard::{Count, Dtype, Level};
+use regard::{Dtype, Level};
 use regard_tuner::measure::ReadWay;
 use regard_tuner::shapes;
 
@@ -241,11 +241,10 @@ fn says_nothing(problem: &ProblemArgs) -> bool {
     let numbers = [coefficient, scale, softcap, gates, temperature, schedule_factor];
     let masks = [causal, anti_causal, align];
     *weighting == WeightingName::Softmax
-        && *n == Count::AllKeys
         && !strict
         && numbers.iter().all(|number| number.is_none())
         && masks.iter().all(|align| align.is_none())
-        && (degree.is_none() && row_scale.is_none() && sigmoid_bias.is_none())
+        && (degree.is_none() && row_scale.is_none() && sigmoid_bias.is_none() && n.is_none())
         && (temperature_schedule.is_none() && window.is_none())
 }
 

@@ -86,6 +86,7 @@ struct Explanation<'a> {
 pub(crate) fn run(args: ExplainArgs, global: &Global) -> Result<(), CliError> {
     let mut options = args.problem.attention()?;
     args.problem.check_layout(args.sequences.varlen.is_some())?;
+    args.problem.check_align(false)?;
     let sizes = args.shape.sizes(&args.sequences)?;
     let gates = args.problem.gates(sizes.k[1])?;
     if let Some(gates) = &gates {

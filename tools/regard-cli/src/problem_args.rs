@@ -30,10 +30,10 @@ pub(crate) struct ProblemArgs {
           help_heading = "Weighting")]
     pub(crate) sigmoid_bias: Option<SigmoidBias>,
     /// The n of --row-scale, --temperature-schedule and --sigmoid-bias neg-log-n: all (valid) keys, the keys that the
-    /// row sees, or a number
-    #[arg(long, value_parser = count, default_value = "all", value_name = "all|visible|X",
-          allow_negative_numbers = true, help_heading = "Weighting")]
-    pub(crate) n: Count,
+    /// row sees, or a number [default: all]
+    #[arg(long, value_parser = count, value_name = "all|visible|X", allow_negative_numbers = true,
+          help_heading = "Weighting")]
+    pub(crate) n: Option<Count>,
 
     /// The factor of the products <q, k> [default: 1/sqrt(head dimension)]
     #[arg(long, allow_negative_numbers = true, value_name = "X", help_heading = "Scores")]
@@ -199,7 +199,14 @@ impl ProblemArgs {
     /// [`CliError::Usage`] for options that the weighting does not take or needs, [`CliError::Isa`] for an unknown level.
     /// Whether the level is available and numbers are in range is for `Problem::new` to say.
     pub(crate) fn attention(&self) -> Result<Attention<'static>, CliError> {
-        let mut attention = Attention::new(self.weighting()?).count(self.n);
+        let mut attention = Attention::new(self.weighting()?);
+        if let Some(n) = self.n {
+            if !self.takes_n() {
+                let takers = "--row-scale inv-n or inv-sqrt-n, --temperature-schedule or --sigmoid-bias neg-log-n";
+                return Err(CliError::Usage(format!("--n has no meaning here: it goes with {takers}")));
+            }
+            attention = attention.count(n);
+        }
         attention = attention.split(self.split).form(self.form);
         attention = attention.native_int8(!self.no_native_int8);
         if self.native_half || self.no_native_half {
@@ -281,6 +288,16 @@ impl ProblemArgs {
         Ok(())
     }
 
+    /// An error for an alignment that nothing asks for. `alibi` is whether there are slopes, which no option says.
+    pub(crate) fn check_align(&self, alibi: bool) -> Result<(), CliError> {
+        let bounded = self.window.is_some_and(|window| window.left.is_some() || window.right.is_some());
+        let masked = self.causal.is_some() || self.anti_causal.is_some() || bounded;
+        if self.align.is_none() || masked || alibi {
+            return Ok(());
+        }
+        Err(CliError::Usage("--align has no meaning here: it goes with a bounded --window or with ALiBi".to_owned()))
+    }
+
     /// The level that `--isa` names.
     pub(crate) fn isa(&self) -> Result<Option<Isa>, CliError> {
         Ok(self.isa.as_deref().map(Isa::from_str).transpose()?)
@@ -308,6 +325,13 @@ impl ProblemArgs {
             Name::Taylor2 => Weighting::Taylor2,
             Name::Identity => Weighting::Identity,
         })
+    }
+
+    /// Whether anything depends on the number of keys.
+    fn takes_n(&self) -> bool {
+        let scaled = matches!(self.row_scale, Some(RowScaleName::InvN | RowScaleName::InvSqrtN));
+        let scheduled = matches!(self.temperature_schedule, Some(ScheduleName::LogN | ScheduleName::ScaledLogN));
+        scaled || scheduled || self.sigmoid_bias == Some(SigmoidBias::NegLogN)
     }
 
     fn schedule_factor(&self) -> Result<Option<f32>, CliError> {

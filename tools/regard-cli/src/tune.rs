@@ -53,7 +53,7 @@ pub(crate) struct TuneArgs {
     #[arg(long)]
     strict: bool,
     /// Search twice, time the choices of both against each other, and fail if they differ by more than 2 %; writes no file
-    #[arg(long, conflicts_with_all = ["exhaustive", "resume"])]
+    #[arg(long, conflicts_with_all = ["exhaustive", "resume", "strict", "out", "dry_run"])]
     self_check: bool,
     /// The profile to write [default: REGARD_PROFILE, or the file of this machine in the user's data directory]
     #[arg(long, value_name = "PATH")]
@@ -86,6 +86,9 @@ struct Summary<'a> {
     written: bool,
     complete: bool,
     profile: &'a Profile,
+    /// With `--exhaustive`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    regret: Option<again::Regret>,
 }
 
 /// Set by Ctrl-C.
@@ -141,14 +144,13 @@ pub(crate) fn run(args: TuneArgs, global: &Global) -> Result<(), CliError> {
         }
         _ => false,
     };
+    let regret = recorded.and_then(|record| again::regret(&args, levels[0], &machine, &record, &profile));
     if global.json {
-        let summary = Summary { path: path.as_deref(), written, complete: found.complete, profile: &profile };
+        let summary = Summary { path: path.as_deref(), written, complete: found.complete, profile: &profile, regret };
         output::json(&summary)?;
     } else {
         let mut text = describe(&profile, path.as_deref().filter(|_| written));
-        if let Some(record) = &recorded {
-            text += &again::regret(&args, levels[0], &machine, record, &profile).unwrap_or_default();
-        }
+        text += &regret.map_or_else(String::new, |regret| regret.text());
         output::text(text)?;
     }
     if entries == 0 {

@@ -189,6 +189,22 @@ fn options() {
     refused("--row-scale half --weighting relu", 2, &["'half'", "inv-sqrt-n"]);
     refused("--lse --weighting relu", 2, &["--lse has no meaning with --weighting relu"]);
     refused("--n 0 --temperature-schedule log-n", 3, &["n is 0, but must be at least 1"]);
+    let n = "--n has no meaning here: it goes with --row-scale inv-n or inv-sqrt-n, --temperature-schedule or";
+    for rest in [
+        "",
+        " --weighting relu",
+        " --weighting relu --row-scale none",
+        " --temperature-schedule const",
+        " --weighting sigmoid --sigmoid-bias 1",
+    ] {
+        ["all", "visible", "9"].iter().for_each(|value| refused(&format!("--n {value}{rest}"), 2, &[n]));
+    }
+    let align = "--align has no meaning here: it goes with a bounded --window or with ALiBi";
+    for rest in ["", " --window none,none", " --weighting relu"] {
+        ["top-left", "bottom-right", "3"]
+            .iter()
+            .for_each(|value| refused(&format!("--align {value}{rest}"), 2, &[align]));
+    }
     refused("--n some", 2, &["'some'", "all, visible or a number"]);
     refused("--scale wide", 2, &["'wide'", "--scale"]);
     refused("--scale nan", 3, &["scale is NaN, but must be finite"]);
@@ -232,6 +248,23 @@ fn options() {
     refused("--threads many", 2, &["'many'", "--threads"]);
     refused("--colour", 2, &["--colour"]);
     refused("third", 2, &["'third'"]);
+}
+
+/// The commands that make their inputs up take the same options.
+#[test]
+fn options_of_other_commands() {
+    let place = Place::new();
+    for command in ["bench", "explain"] {
+        for option in [["--n", "visible"], ["--align", "top-left"]] {
+            let line = place.fail(&[&[command][..], &option, &["--queries", "3", "--keys", "3"]].concat(), 2);
+            assert!(line.contains(&format!("{} has no meaning here", option[0])), "{line}");
+        }
+    }
+    for option in [&["--strict"][..], &["--out", "mine.json"], &["--dry-run"]] {
+        let line = place.fail(&[&["tune", "--self-check", "--budget", "0"], option].concat(), 2);
+        assert!(line.contains("--self-check") && line.contains(option[0]), "{line}");
+    }
+    assert_eq!(place.files(), [""; 0]);
 }
 
 #[test]

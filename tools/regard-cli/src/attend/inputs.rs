@@ -94,6 +94,7 @@ impl Inputs {
         if inputs.temperature.is_some() && args.problem.temperature.is_some() {
             return Err(reader.error("temperature", "and --temperature exclude each other"));
         }
+        args.problem.check_align(inputs.alibi_slopes.is_some())?;
         Ok(inputs)
     }
 

@@ -48,6 +48,7 @@ impl Case {
     /// Finds what is wrong with it. Takes no memory to speak of.
     pub(crate) fn check(&self) -> Result<(), CliError> {
         self.problem.check_layout(self.sequences.varlen.is_some())?;
+        self.problem.check_align(false)?;
         let sizes = self.shape.sizes(&self.sequences)?;
         let gates = self.problem.gates(sizes.k[1])?;
         let options = self.options(gates.as_deref())?;

@@ -31,7 +31,7 @@ pub(super) fn to_json(problem: &ProblemArgs, packed: bool) -> Map<String, Value>
         ("strict", problem.strict.then_some(Value::Bool(true))),
         ("window", problem.window.map(|Window { left, right }| json!([left, right]))),
         ("sigmoid_bias", problem.sigmoid_bias.map(sigmoid_bias)),
-        ("n", count(problem.n)),
+        ("n", problem.n.and_then(count)),
         ("split", split(problem.split)),
         ("form", (problem.form != Form::Auto).then(|| problem.form.name().into())),
         ("native_half", problem.native_half.then_some(Value::Bool(true))),

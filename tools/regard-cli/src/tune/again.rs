@@ -133,6 +133,46 @@ fn refused(error: RecordError) -> CliError {
     }
 }
 
+/// How much longer the choices of a profile take than the best of all candidates, as fractions of the time of these.
+#[derive(Debug, Serialize)]
+pub(super) struct Regret {
+    by_all_samples: Quantiles,
+    timed_again_in_pairs: Quantiles,
+}
+
+/// Null in JSON if there are no classes.
+#[derive(Debug, Serialize)]
+struct Quantiles {
+    median: f64,
+    quantile_95: f64,
+    most: f64,
+}
+
+impl Quantiles {
+    fn of(regrets: &[f64]) -> Self {
+        let [median, quantile_95, most] = [0.5, 0.95, 1.0].map(|p| quantile(regrets, p));
+        Self { median, quantile_95, most }
+    }
+}
+
+impl Regret {
+    /// A line for each way of timing, after what is there.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        let ways = [("by all samples", &self.by_all_samples), ("timed again in pairs", &self.timed_again_in_pairs)];
+        for (name, Quantiles { median, quantile_95, most }) in ways {
+            let [median, quantile_95, most] = [median, quantile_95, most].map(|regret| 100.0 * regret);
+            // Writing to a string does not fail.
+            let _ = write!(
+                text,
+                "\nregret      {median:.2} % median, {quantile_95:.2} % at the 95 % quantile, {most:.2} % at most, over the best \
+                 of all candidates, {name}"
+            );
+        }
+        text
+    }
+}
+
 /// How far the choices of a profile are from the best of all candidates: by the record, and by run-offs of each choice against
 /// what the record says is the best of its class.
 pub(super) fn regret(
@@ -141,7 +181,7 @@ pub(super) fn regret(
     machine: &Machine,
     record: &Record,
     profile: &Profile,
-) -> Option<String> {
+) -> Option<Regret> {
     let mut best = profile.clone();
     let mut regrets = Vec::new();
     for recorded in &record.contests {
@@ -162,17 +202,32 @@ pub(super) fn regret(
     let compared = pin::pinned(|| search.compare([profile, &best], RUN_OFF_SECONDS)).value;
     let speedup = |run_off: &Option<RunOff>| run_off.as_ref().map_or(0.0, |found| (found.speedup - 1.0).max(0.0));
     let timed: Vec<f64> = compared.iter().map(|(_, run_off)| speedup(run_off)).collect();
-    let mut text = String::new();
-    for (name, regrets) in [("by all samples", &regrets), ("timed again in pairs", &timed)] {
-        let percent = |p: f64| 100.0 * quantile(regrets, p);
-        // Writing to a string does not fail.
-        let _ = write!(
-            text,
-            "\nregret      {:.2} % median, {:.2} % at the 95 % quantile, {:.2} % at most, over the best of all candidates, {name}",
-            percent(0.5),
-            percent(0.95),
-            percent(1.0)
+    Some(Regret { by_all_samples: Quantiles::of(&regrets), timed_again_in_pairs: Quantiles::of(&timed) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regret_is_the_same_in_json_and_in_words() {
+        let regret = Regret {
+            by_all_samples: Quantiles::of(&[0.0, 0.01, 0.04]),
+            timed_again_in_pairs: Quantiles::of(&[0.0, 0.0, 0.25]),
+        };
+        let json = serde_json::to_value(&regret).unwrap();
+        assert_eq!([&json["by_all_samples"]["median"], &json["timed_again_in_pairs"]["most"]], [0.01, 0.25]);
+        let text = regret.text();
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert!(
+            lines[0].starts_with(
+                "regret      1.00 % median, 3.70 % at the 95 % quantile, 4.00 % at most, over the best of"
+            )
+        );
+        assert!(
+            lines[1].contains("0.00 % median")
+                && lines[1].ends_with("25.00 % at most, over the best of all candidates, timed again in pairs"),
+            "{text}"
         );
     }
-    Some(text)
 }
