@@ -4,7 +4,7 @@
 mod blocks;
 mod class;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use regard_profile::{Config, Crossover, ROWS_UP_TO};
 
@@ -95,6 +95,8 @@ pub(super) struct Tournament<'a> {
     failed: BTreeSet<(usize, usize)>,
     /// The key block of the contests that share it with this one.
     key_blocks: Vec<Option<usize>>,
+    /// Contests whose key block is the model's because none were compared, and why.
+    left_to_model: BTreeMap<usize, &'static str>,
     findings: Vec<Option<Finding>>,
     outcome: Outcome,
 }
@@ -117,6 +119,7 @@ impl<'a> Tournament<'a> {
             passed: BTreeSet::new(),
             failed: BTreeSet::new(),
             key_blocks: vec![None; contests.len()],
+            left_to_model: BTreeMap::new(),
             findings: vec![None; contests.len()],
             outcome,
         }

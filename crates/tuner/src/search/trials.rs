@@ -26,7 +26,8 @@ pub struct Trial {
     pub config: Config,
     /// When it went out, or that it won.
     pub fate: Fate,
-    /// Its time over that of the fastest of its rung; if it was pruned, the predicted times; `None` if it was wrong.
+    /// Its time over that of the fastest of its rung, or of all key blocks; if it was pruned, the predicted times; `None` if it
+    /// was wrong.
     pub ratio: Option<f64>,
     /// Its samples.
     pub samples: usize,
@@ -40,6 +41,8 @@ pub enum Fate {
     Failed,
     /// The model said that it cannot win.
     Pruned,
+    /// It was the fastest with its key block, and another key block was settled for all classes.
+    KeyBlock,
     /// Too slow in this rung, from 1.
     Dropped(usize),
     /// It was among the last.

@@ -119,6 +119,7 @@ pub(super) fn story(contest: &Trials) -> String {
             Fate::Failed => "out: its results were wrong".to_owned(),
             Fate::Pruned => format!("not timed: the model expects it{ratio}"),
             Fate::Dropped(rung) => format!("out after rung {rung}{ratio}, {samples} samples"),
+            Fate::KeyBlock => format!("key block out{ratio}, {samples} samples"),
             Fate::LostRunOff => format!("among the last{ratio}, {samples} samples"),
             Fate::Won => format!("chosen{ratio}, {samples} samples"),
         };

@@ -5,6 +5,7 @@ use regard_profile::{Config, Crossover};
 
 use super::super::decide;
 use super::super::space::{CROSSOVERS, Contest, Role};
+use super::super::trials::Fate;
 use super::{JUDGES, Limit, RunOff, Tournament, incumbent_first};
 
 /// The part of the time of such a contest after which options have been compared, and what is left is for run-offs.
@@ -22,6 +23,8 @@ struct Judge {
     /// The fastest candidate with each of them, and its time, unless they were not timed.
     fastest: Vec<usize>,
     times: Vec<f64>,
+    /// Samples of each.
+    samples: usize,
 }
 
 impl Tournament<'_> {
@@ -49,6 +52,8 @@ impl Tournament<'_> {
         // One class with few queries says nothing of the others: what gains 5 % where one query reads all keys by itself can lose 7 %
         // where eight share them. A search of so few classes leaves the block to the model.
         if contests[members[0]].role == Role::Rows && members.len() < FEWEST_OF_ROWS {
+            let why = "one class with few queries is not enough to compare key blocks";
+            self.left_to_model.extend(members.iter().map(|contest| (*contest, why)));
             return incumbent;
         }
 
@@ -64,23 +69,45 @@ impl Tournament<'_> {
             self.say(&format!("key block: {}", contests[contest].class), None);
             judged.extend(self.judge(contest, &options, share));
         }
+        if judged.is_empty() && options.len() > 1 {
+            let why = "there was no time to compare key blocks";
+            self.left_to_model.extend(members.iter().map(|contest| (*contest, why)));
+        }
         let times: Vec<Vec<f64>> = judged.iter().map(|judge| judge.times.clone()).collect();
         // Those without times can still say no.
         for &contest in members {
             if !judged.iter().any(|judge| judge.contest == contest) {
                 let fastest = options.iter().filter_map(|keys| self.of_model(contest, *keys)).collect();
-                judged.push(Judge { contest, fastest, times: Vec::new() });
+                judged.push(Judge { contest, fastest, times: Vec::new(), samples: 0 });
             }
         }
+        let mut chosen = 0;
         let challengers = decide::challengers(&times, 0, CHALLENGERS);
         for (place, &option) in challengers.iter().enumerate() {
             let now = self.sampler.elapsed();
             let share = now + (until - now).max(0.0) / (challengers.len() - place) as f64;
             if self.wins_everywhere(&judged, option, &options, share) {
-                return options[option];
+                chosen = option;
+                break;
             }
         }
-        incumbent
+        for judge in &judged {
+            self.note_key_blocks(judge, chosen);
+        }
+        options[chosen]
+    }
+
+    /// Notes how the fastest candidate with each key block did that was not chosen. The others go on.
+    fn note_key_blocks(&mut self, judge: &Judge, chosen: usize) {
+        let Judge { contest, fastest, times, samples } = judge;
+        let candidates = &self.contests[*contest].candidates;
+        let best = times.iter().copied().fold(f64::INFINITY, f64::min);
+        for (option, (candidate, time)) in fastest.iter().zip(times).enumerate() {
+            // Where all with a block were wrong, it was noted that they are.
+            if option != chosen && time.is_finite() {
+                self.trials(*contest).add(&candidates[*candidate], Fate::KeyBlock, time / best, *samples);
+            }
+        }
     }
 
     /// Whether a key block gains over the first of the options in some class and loses in none, by run-offs. The first class that
@@ -150,14 +177,15 @@ impl Tournament<'_> {
         if passed.first() != all.first() || passed.len() + failed < all.len() {
             return None;
         }
-        let found = self.rounds(contest, &passed, Limit { least: 2, most: 8, until }).relative();
+        let rounds = self.rounds(contest, &passed, Limit { least: 2, most: 8, until });
+        let found = rounds.relative();
         let time = |candidate: &usize| {
             let place = passed.iter().position(|other| other == candidate);
             place.map_or(f64::INFINITY, |place| found[place])
         };
         let fastest = |of: &Vec<usize>| of.iter().copied().min_by(|a, b| time(a).total_cmp(&time(b)));
         let fastest = of_options.iter().map(fastest).collect::<Option<Vec<usize>>>()?;
-        Some(Judge { contest, times: fastest.iter().map(time).collect(), fastest })
+        Some(Judge { contest, times: fastest.iter().map(time).collect(), fastest, samples: rounds.count() })
     }
 
     /// Up to how many queries the rows kernel of an element type is used.

@@ -88,7 +88,10 @@ impl Tournament<'_> {
         let time_of =
             |candidate: usize| ratios.iter().find(|(other, _)| *other == candidate).map_or(1.0, |found| found.1);
         alive.sort_by(|a, b| time_of(*a).total_cmp(&time_of(*b)));
-        let (winner, why, rounds) = self.finals(contest, incumbent, &alive, until, entrants.len());
+        let (winner, mut why, rounds) = self.finals(contest, incumbent, &alive, until, entrants.len());
+        if let Some(reason) = self.left_to_model.get(&contest) {
+            why += &format!("; the key block is left to the model: {reason}");
+        }
         for &candidate in &alive {
             let fate = if candidate == winner { Fate::Won } else { Fate::LostRunOff };
             self.trials(contest).add(&candidates[candidate], fate, time_of(candidate), samples);
@@ -139,7 +142,11 @@ impl Tournament<'_> {
             false => "the model's pick with the key block of this profile",
         };
         if leader == incumbent {
-            return (incumbent, format!("{model} was the fastest of {of} candidates"), rounds);
+            let why = match of {
+                1 => format!("{model}, which had no rival with this key block"),
+                _ => format!("{model} was the fastest of {of} candidates"),
+            };
+            return (incumbent, why, rounds);
         }
         let found = self.run_off(contest, [incumbent, leader], Limit { least: 6, most: 60, until });
         rounds += found.rounds;

@@ -283,3 +283,47 @@ fn what_won_elsewhere_is_timed_here() {
         }
     }
 }
+
+#[test]
+fn key_blocks_that_were_judged_leave_a_trial() {
+    let (contests, _) = landscape();
+    let truth: Vec<Vec<f64>> = contests
+        .iter()
+        .map(|contest| contest.candidates.iter().map(|config| seconds(config, [1.0, 1.1, 1.2], 192, 256)).collect())
+        .collect();
+    // Steady enough that 192 is found to be the best.
+    let outcome = run(&contests, &mut Synthetic::new(truth, 3, [0.0, 0.0]), 300.0);
+    let won = &contests[0].candidates[outcome.winners[0].as_ref().unwrap().candidate];
+    let trials = outcome.trials.iter().find(|trials| trials.class == contests[0].class).unwrap();
+    let out: Vec<_> = trials.trials.iter().filter(|trial| trial.fate == Fate::KeyBlock).collect();
+    let mut blocks: Vec<usize> = out.iter().map(|trial| trial.config.key_block).collect();
+    blocks.push(won.key_block);
+    blocks.sort_unstable();
+    assert_eq!(blocks, [96, 192, 240, 384], "each block went out, or won");
+    for trial in out {
+        let octaves = (trial.config.key_block as f64 / 192.0).log2().abs();
+        assert!((trial.ratio.unwrap() - 1.0 - 0.01 * octaves).abs() < 1e-6 && trial.samples >= 2, "{trial:?}");
+    }
+    let line = serde_json::to_string(trials).unwrap();
+    assert_eq!(&serde_json::from_str::<Trials>(&line).unwrap(), trials);
+}
+
+#[test]
+fn a_key_block_that_is_left_to_the_model_says_so() {
+    let rows = |queries| Contest {
+        role: Role::Rows,
+        class: class(128, queries),
+        candidates: [64, 128, 256].map(|key_block| Config::new("any_rows_f32", key_block, 8)).into(),
+        predicted: vec![1.0; 3],
+        ..lanes(128)
+    };
+    let why = |contests: &[Contest]| {
+        let truth = vec![vec![4e-3; 3]; contests.len()];
+        let outcome = run(contests, &mut Synthetic::new(truth, 1, [0.0, 0.0]), 30.0);
+        outcome.winners[0].as_ref().unwrap().why.clone()
+    };
+    let alone = why(&[rows(1)]);
+    assert!(alone.contains("no rival") && alone.contains("left to the model: one class"), "{alone}");
+    let both = why(&[rows(1), rows(4)]);
+    assert!(!both.contains("left to the model"), "{both}");
+}
