@@ -138,7 +138,7 @@ pub(crate) fn run(args: ExplainArgs, global: &Global) -> Result<(), CliError> {
         workspace_bytes: plan.workspace_bytes(threads),
         why: plan.why().to_string(),
         prediction,
-        profile_entry: plan.profile_entry(),
+        profile_entry: plan.profile_entry().filter(|_| plan.monomials().is_none()),
         contest,
     })
 }

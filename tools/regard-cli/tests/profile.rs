@@ -254,6 +254,36 @@ fn verifying_a_profile() {
     place.fail(&["profile", "verify", "absent.json"], 3);
 }
 
+#[test]
+fn contests_of_kernels_that_do_not_run_are_not_told() {
+    let place = Place::new();
+    let problem = "--queries 64 --head-dim 16 --heads 1 --weighting power --degree 2 --causal bottom-right";
+    let explain = |more: &str| {
+        let args = format!("explain {problem} {more}");
+        place.succeed(&args.split(' ').collect::<Vec<_>>())
+    };
+    let plan = json(&explain("--form quadratic --no-profile --json"));
+    let number = |name: &str| plan[name].as_u64().unwrap() as usize;
+    let mut tuned = profile();
+    tuned.entries.truncate(1);
+    let entry = &mut tuned.entries[0];
+    entry.class = serde_json::from_value(plan["class"].clone()).unwrap();
+    entry.config = Config::new(plan["kernel"].as_str().unwrap(), number("key_block"), number("query_block"));
+    let trial = |fate: &str| serde_json::json!({ "config": entry.config, "fate": fate, "ratio": 1.04, "samples": 8 });
+    let trials = [trial("keyblock"), trial("won")];
+    let line = serde_json::json!({ "role": "lanes", "class": entry.class, "trials": trials, "run_offs": [] });
+    save(&own(&place), &tuned).unwrap();
+    fs::write(own(&place).with_extension("trials.jsonl"), format!("{line}\n")).unwrap();
+    let text = explain("--form quadratic");
+    for part in ["contest ", "key block out at 1.040 of the fastest, 8 samples", "chosen"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let text = explain("--form linear");
+    assert!(!text.contains("contest ") && text.contains("arithmetic limits the linear form"), "{text}");
+    let plan = json(&explain("--form linear --json"));
+    assert!(plan["contest"].is_null() && plan["profile_entry"].is_null(), "{plan}");
+}
+
 /// Standard output of a run that goes well, whatever it says of its progress.
 fn quietly(place: &Place, args: &[&str]) -> String {
     let output = place.run(args);

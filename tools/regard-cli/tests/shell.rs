@@ -184,6 +184,24 @@ fn explanations_of_types_and_sequences() {
 }
 
 #[test]
+fn the_linear_form_is_explained_by_its_own_operations() {
+    let problem = "--queries 2048 --keys 4096 --head-dim 32 --value-dim 24 --heads 4 --kv-heads 2 --weighting power --degree 2 \
+                   --causal top-left --no-profile";
+    let explain = |more: &str| json(&format!("explain --json {problem} {more}").split_whitespace().collect::<Vec<_>>());
+    let plan = explain("--form linear");
+    // Monomials of degree 2 in 32 columns; no query sees the second half of the keys.
+    let flops = 2.0 * (32.0 * 33.0 / 2.0) * 25.0 * (4.0 * 2048.0 + 2.0 * 2048.0);
+    assert_eq!(plan["prediction"]["linear_flops"], flops);
+    assert!(plan["prediction"]["fraction_of_peak"].is_null(), "{plan}");
+    let text = format!("explain {problem} --form linear");
+    let text = Place::new().succeed(&text.split_whitespace().collect::<Vec<_>>());
+    assert!(text.contains("arithmetic limits the linear form: 324.40 MFLOP"), "{text}");
+    assert!(!text.contains("speed of the memory"), "{text}");
+    let plan = explain("--form quadratic");
+    assert!(plan["prediction"]["linear_flops"].is_null() && plan["prediction"]["fraction_of_peak"].is_f64(), "{plan}");
+}
+
+#[test]
 fn sizes_cost_nothing_and_have_limits() {
     let place = Place::new();
     let huge = "explain --batch 4 --heads 64 --queries 2000000 --keys 2000000 --causal top-left";

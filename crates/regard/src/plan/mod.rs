@@ -117,6 +117,12 @@ impl Plan {
         Some((method.kernel.name, method.chunk))
     }
 
+    /// The monomials of a row in the linear form, if all sequences of the planned problem are computed in it.
+    pub fn monomials(&self) -> Option<usize> {
+        let method = self.linear.as_ref().filter(|_| self.uses == [false, false, true])?;
+        Some(method.features.count())
+    }
+
     /// The name of the kernel that computes the sequences with most queries.
     pub fn kernel(&self) -> &'static str {
         match self.linear_kernel() {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use regard::{Plan, Problem, Setup, kernel_set};
+use regard::{Plan, Problem, Sequence, Setup, Shape, kernel_set};
 use regard_kernels::table::kernels;
 use regard_profile::{Class, Config, Found, KernelCost, Operation, Profile, TileQuery, find};
 use regard_simd::{Extension, Level};
@@ -14,8 +14,11 @@ use crate::tune;
 /// What the analytic model and the measured ceilings say of one core.
 #[derive(Debug, Serialize)]
 pub(super) struct Prediction {
-    /// The predicted part of the peak of what the kernel multiplies; none for rows kernels, which the memory limits.
+    /// The predicted part of the peak of what the kernel multiplies; none for rows kernels, which the memory limits, and for
+    /// the linear form, of which there is no model.
     fraction_of_peak: Option<f64>,
+    /// Operations of the linear form, if everything is computed in it.
+    linear_flops: Option<f64>,
     /// Seconds that the multiply-adds take at the measured peak of the level.
     arithmetic_seconds: Option<f64>,
     /// Seconds that keys and values take at the measured bandwidth.
@@ -27,6 +30,7 @@ pub(super) struct Prediction {
 impl Prediction {
     pub(super) fn new(plan: &Plan, problem: &Problem<'_>, setup: &Setup, flops: f64) -> Self {
         let shape = problem.shape();
+        let linear_flops = plan.monomials().map(|monomials| linear_flops(problem, monomials));
         let level = Level::of(plan.isa()).ok();
         let kernel = level.and_then(|level| kernels(level).iter().find(|kernel| kernel.name == plan.kernel()));
         let over_peak = kernel.map(|kernel| {
@@ -49,19 +53,23 @@ impl Prediction {
         let measured = setup.profile.as_ref().and_then(|profile| profile.measured.as_ref());
         let extension = level.and_then(|level| crate::setup::extension(level, plan.kernel()));
         let peak = setup.profile.as_ref().and_then(|profile| peak(profile, plan.isa().name(), extension));
-        let arithmetic_seconds = peak.map(|peak| flops / peak / 1e9);
+        let arithmetic_seconds = peak.map(|peak| linear_flops.unwrap_or(flops) / peak / 1e9);
         let memory_seconds = measured.map(|measured| problem.kv_bytes() / measured.read_gbytes_per_s / 1e9);
         let roof = arithmetic_seconds
             .zip(memory_seconds)
             .map(|(arithmetic, memory)| if arithmetic >= memory { "arithmetic" } else { "memory" });
-        Self { fraction_of_peak: over_peak.map(|over| 1.0 / over), arithmetic_seconds, memory_seconds, roof }
+        let fraction_of_peak = over_peak.map(|over| 1.0 / over);
+        Self { fraction_of_peak, linear_flops, arithmetic_seconds, memory_seconds, roof }
     }
 
     pub(super) fn text(&self) -> String {
         let mut text = String::from("model        ");
-        match self.fraction_of_peak {
-            Some(fraction) => text += &format!("{fraction:.2} of the multiply-add peak is predicted"),
-            None => text += "keys and values are read once, at the speed of the memory",
+        match (self.fraction_of_peak, self.linear_flops) {
+            (_, Some(flops)) => {
+                text += &format!("arithmetic limits the linear form: {} in sums over keys", super::describe(flops));
+            }
+            (Some(fraction), None) => text += &format!("{fraction:.2} of the multiply-add peak is predicted"),
+            (None, None) => text += "keys and values are read once, at the speed of the memory",
         }
         if let (Some(arithmetic), Some(memory), Some(roof)) = (self.arithmetic_seconds, self.memory_seconds, self.roof)
         {
@@ -75,6 +83,19 @@ impl Prediction {
         }
         text
     }
+}
+
+/// Operations of the linear form: every key that is seen adds its monomials to sums of `d_v` columns and a norm, and those of
+/// every query are multiplied with them.
+fn linear_flops(problem: &Problem<'_>, monomials: usize) -> f64 {
+    let Shape { query_heads, kv_heads, value_dim, .. } = problem.shape();
+    let rows = |sequence: &Sequence| {
+        let Sequence { band, queries, keys, .. } = *sequence;
+        let seen = queries.checked_sub(1).map_or(0, |last| band.visible(last, keys).end);
+        queries as f64 * query_heads as f64 + seen as f64 * kv_heads as f64
+    };
+    let rows: f64 = problem.sequences().iter().map(rows).sum();
+    2.0 * rows * monomials as f64 * (value_dim as f64 + 1.0)
 }
 
 /// The peak of one core, in 10⁹ operations per second, of what a kernel with this extension multiplies.
@@ -100,7 +121,8 @@ fn time(seconds: f64) -> String {
 
 /// The log of the contest that decided a plan, the last one held for its class.
 pub(super) fn contest(plan: &Plan, setup: &Setup) -> Option<Trials> {
-    let entry = plan.profile_entry()?;
+    // The kernel that was contested does not run in the linear form.
+    let entry = plan.profile_entry().filter(|_| plan.monomials().is_none())?;
     let Found::Loaded { path, .. } = find(&setup.machine, &kernel_set()) else { return None };
     let answers = |trials: &Trials| {
         let won = |trial: &Trial| trial.fate == Fate::Won && trial.config == entry.config;
