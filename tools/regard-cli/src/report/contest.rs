@@ -6,7 +6,7 @@ use regard_profile::{Class, Confidence, Config, Entry, Profile, Run, Tool};
 use regard_tuner::measure::{Budget, FmaProbe, RoundRobin, round_robin_within};
 use regard_tuner::shapes::Weights;
 
-use super::data::{Contest, Heat, Way};
+use super::data::{Contest, Elsewhere, Heat, Way};
 use super::entrant::{Entrant, Shared};
 use crate::bench::parse;
 use crate::error::CliError;
@@ -81,9 +81,12 @@ pub(super) fn heat(options: &str, setup: &Setup, canary: &FmaProbe, budget: Budg
     let most = class.queries.next_multiple_of(tile);
     let blocks = |query_block: usize, key_block: usize| [query_block.min(most), key_block];
     let model = blocks(modelled.query_block(), modelled.key_block());
-    let tuned = Entrant::new(&shared, &case, setup)?.plan;
-    let tuned = (tuned.profile_entry().is_some() && tuned.kernel() == kernel)
-        .then(|| blocks(tuned.query_block(), tuned.key_block()));
+    let profiled = Some(Entrant::new(&shared, &case, setup)?).filter(|entrant| entrant.plan.profile_entry().is_some());
+    let (on_map, mut off_map) = match profiled {
+        Some(entrant) if entrant.plan.kernel() != kernel => (None, Some(entrant)),
+        other => (other, None),
+    };
+    let tuned = on_map.map(|Entrant { plan, .. }| blocks(plan.query_block(), plan.key_block()));
     let picks = [Some(model), tuned];
     let steps = |list: Vec<usize>, which: usize| {
         let mut list: Vec<usize> = list.into_iter().chain(picks.iter().flatten().map(|pick| pick[which])).collect();
@@ -107,8 +110,14 @@ pub(super) fn heat(options: &str, setup: &Setup, canary: &FmaProbe, budget: Budg
         }
     }
     let flops = entrants[0].flops();
+    if let Some(entrant) = &mut off_map {
+        max_abs_error = max_abs_error.max(entrant.check()?.max_abs_error);
+    }
+    let off_plan = off_map.as_ref().map(|entrant| entrant.plan.clone());
+    entrants.extend(off_map);
     let found = take_turns(&mut entrants, canary, budget);
-    let medians = found.medians();
+    let mut medians = found.medians();
+    let off_map = off_plan.and_then(|plan| Some((plan, medians.pop()?)));
     let (best, least) = medians.iter().enumerate().min_by(|(_, a), (_, b)| a.total_cmp(b)).unwrap_or((0, &1.0));
     let columns = key_blocks.len();
     Ok(Heat {
@@ -117,6 +126,11 @@ pub(super) fn heat(options: &str, setup: &Setup, canary: &FmaProbe, budget: Budg
         slowdown: medians.chunks(columns).map(|row| row.iter().map(|seconds| seconds / least).collect()).collect(),
         model,
         tuned,
+        elsewhere: off_map.map(|(plan, seconds)| Elsewhere {
+            kernel: plan.kernel().to_owned(),
+            blocks: [plan.query_block(), plan.key_block()],
+            slowdown: seconds / least,
+        }),
         best: [query_blocks[best / columns], key_blocks[best % columns]],
         gflops: flops / least / 1e9,
         rounds: found.canaries.len() - 1,
@@ -149,6 +163,8 @@ fn with_config(setup: &Setup, class: &Class, config: Config) -> Setup {
 
 #[cfg(test)]
 mod tests {
+    use regard::Dtype;
+
     use super::*;
     use crate::setup::detect;
 
@@ -161,8 +177,29 @@ mod tests {
         assert_eq!(map.slowdown.len(), map.query_blocks.len());
         assert!(map.slowdown.iter().all(|row| row.len() == map.key_blocks.len()));
         assert!(map.slowdown.iter().flatten().all(|slowdown| *slowdown >= 1.0));
-        assert_eq!((map.slowdown_of(map.best), map.tuned), (Some(1.0), None));
+        assert_eq!((map.slowdown_of(map.best), map.tuned, &map.elsewhere), (Some(1.0), None, &None));
+        assert!(super::super::page::picks(&map).contains("There is no profile"));
         assert!(map.slowdown_of(map.model).is_some() && map.max_abs_error < 1e-5);
+    }
+
+    #[test]
+    fn a_profile_with_another_kernel_is_timed_too() {
+        let setup = detect(true).unwrap();
+        let canary = FmaProbe::new(setup.level);
+        let options = "--heads 8 --queries 64 --keys 96 --head-dim 16";
+        let case = parse(options).unwrap();
+        let plan = Entrant::new(&Shared::new(&case).unwrap(), &case, &setup).unwrap().plan;
+        let other = |kernel: &&regard_kernels::table::Kernel| {
+            kernel.dtype == Dtype::F32 && kernel.extension.is_none() && kernel.name != plan.kernel()
+        };
+        let Some(other) = kernels(setup.level).iter().find(other) else { return };
+        let setup = with_config(&setup, &plan.class(), Config::new(other.name, plan.key_block(), plan.query_block()));
+        let map = heat(options, &setup, &canary, Budget::rounds(1)).unwrap();
+        let elsewhere = map.elsewhere.as_ref().unwrap();
+        assert_eq!((&*elsewhere.kernel, elsewhere.blocks[1], map.tuned), (other.name, plan.key_block(), None));
+        assert!(elsewhere.slowdown > 0.0 && map.kernel == plan.kernel());
+        assert_eq!(map.slowdown.iter().map(Vec::len).sum::<usize>(), map.query_blocks.len() * map.key_blocks.len());
+        assert!(super::super::page::picks(&map).contains(other.name));
     }
 
     #[test]

@@ -214,12 +214,25 @@ pub(super) struct Heat {
     pub(super) model: [usize; 2],
     /// Those of the profile, if there is one and it says the same kernel.
     pub(super) tuned: Option<[usize; 2]>,
+    /// What the profile says, if that is another kernel, which is not on the map; absent from reports of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) elsewhere: Option<Elsewhere>,
     pub(super) best: [usize; 2],
     /// The speed of the best.
     pub(super) gflops: f64,
     pub(super) rounds: usize,
     /// The largest error of any.
     pub(super) max_abs_error: f64,
+}
+
+/// A pick with another kernel than that of the map, timed in the same rounds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Elsewhere {
+    pub(super) kernel: String,
+    /// Query block and key block.
+    pub(super) blocks: [usize; 2],
+    /// Its time over the least of the map: below 1 if it is faster.
+    pub(super) slowdown: f64,
 }
 
 impl Heat {

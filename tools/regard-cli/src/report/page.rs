@@ -1,6 +1,6 @@
 //! The page: one file, nothing from anywhere else.
 
-use super::data::{Figure, Grade, Group, Machine, Report, Validity};
+use super::data::{Elsewhere, Figure, Grade, Group, Heat, Machine, Report, Validity};
 use super::html::{Cell, error, escape, percent, rate, table};
 use super::{charts, embed, limits};
 use crate::error::CliError;
@@ -261,27 +261,41 @@ fn blocks(report: &Report) -> String {
     let Some(heat) = &report.heat else { return String::new() };
     let both = if heat.tuned == Some(heat.model) { " Both: the pick of the model and of the profile." } else { "" };
     let text = format!("{} with {}, {} rounds.{both}", heat.options.replace("--", ""), heat.kernel, heat.rounds);
-    let pick = |name: &str, pick: [usize; 2]| {
-        let slowdown =
-            heat.slowdown_of(pick).map_or("?".to_owned(), |slowdown| format!("+{}", percent(slowdown - 1.0)));
-        let [queries, keys] = pick;
-        vec![Cell::Text(name.to_owned()), Cell::Figure(format!("{queries} × {keys}")), Cell::Figure(slowdown)]
-    };
-    let mut picks = vec![pick("best of all", heat.best), pick("analytic model", heat.model)];
-    picks.extend(heat.tuned.map(|tuned| pick("profile", tuned)));
-    let without = if heat.tuned.is_some() { "" } else { "There is no profile of this machine. " };
     let html = format!(
-        "{}<div class=\"card\"><h3>Picks</h3>{}<p class=\"muted\" style=\"margin-top:12px\">{without}The best reaches {} GFLOP/s; \
-         the largest error of any is {}.</p></div>",
+        "{}<div class=\"card\"><h3>Picks</h3>{}</div>",
         figure("Time over the best", &text, &charts::blocks(heat)),
-        table("", &["pick", "queries × keys", "time over best"], &picks),
-        rate(heat.gflops),
-        error(heat.max_abs_error)
+        picks(heat)
     );
     section(
         "Block sizes",
         "Time over the best of all blocks of queries and keys. Without a profile the library takes what an analytic model says.",
         &format!("<div class=\"columns wide\">{html}</div>"),
+    )
+}
+
+/// Who picks what, and what it costs: the profile's pick is on the map, or has another kernel, or there is none.
+pub(super) fn picks(heat: &Heat) -> String {
+    let pick = |name: String, [queries, keys]: [usize; 2], slowdown: Option<f64>| {
+        let slowdown = slowdown.map_or("?".to_owned(), |slowdown| format!("{:+.1} %", 100.0 * (slowdown - 1.0)));
+        vec![Cell::Text(name), Cell::Figure(format!("{queries} × {keys}")), Cell::Figure(slowdown)]
+    };
+    let on_map = |name: &str, blocks| pick(name.to_owned(), blocks, heat.slowdown_of(blocks));
+    let mut picks = vec![on_map("best of all", heat.best), on_map("analytic model", heat.model)];
+    picks.extend(heat.tuned.map(|tuned| on_map("profile", tuned)));
+    let mut note = String::new();
+    match &heat.elsewhere {
+        Some(Elsewhere { kernel, blocks, slowdown }) => {
+            picks.push(pick(format!("profile, with {kernel}"), *blocks, Some(*slowdown)));
+            note = format!("The profile of this machine takes another kernel here, {}. ", escape(kernel));
+        }
+        None if heat.tuned.is_none() => note += "There is no profile of this machine that has such a class. ",
+        None => {}
+    }
+    format!(
+        "{}<p class=\"muted\" style=\"margin-top:12px\">{note}The best reaches {} GFLOP/s; the largest error of any is {}.</p>",
+        table("", &["pick", "queries × keys", "time over best"], &picks),
+        rate(heat.gflops),
+        error(heat.max_abs_error)
     )
 }
 
