@@ -289,6 +289,8 @@ fn the_plan_chooses() {
         let taken = plan.form_for(&problem, &problem.sequences()[0]);
         let text = plan.explain().to_string();
         assert!(text.contains(&format!("form         {}", taken.name())), "{text}");
+        let how = if form == Form::Auto { "less time by counting multiply-adds" } else { "as asked for" };
+        assert!(text.contains(how), "{text}");
         assert_eq!(plan.kernel().contains("_linear_"), taken == Form::Linear);
         assert_eq!(plan.linear_kernel().is_some(), taken == Form::Linear);
         taken
