@@ -27,6 +27,17 @@ const SAMPLES: usize = 9;
 ///
 /// Not to be called on a pinned thread: those that it starts would stay on the same core.
 pub fn card(level: Level, machine: &Machine, executor: &dyn Executor, progress: &mut dyn FnMut(f64, &str)) -> Card {
+    card_while(&|| true, level, machine, executor, progress).unwrap_or_else(|| unreachable!("nothing ends it early"))
+}
+
+/// The same as long as `go_on` says so, which is asked before every figure. `None` if it did not come to an end.
+pub fn card_while(
+    go_on: &dyn Fn() -> bool,
+    level: Level,
+    machine: &Machine,
+    executor: &dyn Executor,
+    progress: &mut dyn FnMut(f64, &str),
+) -> Option<Card> {
     let start = Instant::now();
     progress(0.0, "caches");
     let caches = measured_caches(level, &machine.caches);
@@ -39,16 +50,24 @@ pub fn card(level: Level, machine: &Machine, executor: &dyn Executor, progress: 
         let team = Team::new(threads);
         progress(done(0.05), &format!("peaks of {who}"));
         for level in Level::available() {
-            peaks.extend(peaks_of(*level, &team));
+            for (operation, make) in OPERATIONS {
+                if !go_on() {
+                    return None;
+                }
+                peaks.extend(peak_of(operation, make, *level, &team));
+            }
         }
         for (j, rung) in ladder::rungs(&caches, threads, memory::room()).into_iter().enumerate() {
+            if !go_on() {
+                return None;
+            }
             progress(done(0.2 + 0.2 * j as f64), &format!("reading {} with {who}", rung.memory.name()));
             reads.push(rung.measure(level, &team));
         }
     }
     progress(1.0, "threads");
     let fork_join = (threads > 1).then(|| fork_join(executor));
-    Card {
+    Some(Card {
         unix_time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
         seconds: rounded(start.elapsed().as_secs_f64()),
         isa: level.isa().name().to_owned(),
@@ -56,29 +75,28 @@ pub fn card(level: Level, machine: &Machine, executor: &dyn Executor, progress: 
         peaks,
         reads,
         fork_join,
-    }
+    })
 }
 
-/// Every peak of a level.
-fn peaks_of(level: Level, team: &Team) -> Vec<Peak> {
-    /// Makes the probe, on the thread that it belongs to.
-    type Make = fn(Level) -> Option<FmaProbe>;
-    let operations: [(Operation, Make); 4] = [
-        (Operation::Fma, |level| Some(FmaProbe::new(level))),
-        (Operation::DotBf16, FmaProbe::dots),
-        (Operation::DotInt8, FmaProbe::int8_dots),
-        (Operation::Exp, |level| Some(FmaProbe::exponentials(level))),
-    ];
-    let peaks = operations.into_iter().filter_map(|(operation, make)| {
-        // Asked here and not on the threads, which have to sample together or not at all.
-        make(level)?;
-        let gops = team.rates(SAMPLES, || {
-            let probe = make(level);
-            move || probe.map_or(f64::NAN, |probe| probe.sample())
-        });
-        Some(Peak { operation, isa: level.isa().name().to_owned(), threads: team.threads(), gops: figure(&gops) })
+/// Makes the probe of an operation, on the thread that it belongs to.
+type Make = fn(Level) -> Option<FmaProbe>;
+
+const OPERATIONS: [(Operation, Make); 4] = [
+    (Operation::Fma, |level| Some(FmaProbe::new(level))),
+    (Operation::DotBf16, FmaProbe::dots),
+    (Operation::DotInt8, FmaProbe::int8_dots),
+    (Operation::Exp, |level| Some(FmaProbe::exponentials(level))),
+];
+
+/// The peak of an operation, if the level has it.
+fn peak_of(operation: Operation, make: Make, level: Level, team: &Team) -> Option<Peak> {
+    // Asked here and not on the threads, which have to sample together or not at all.
+    make(level)?;
+    let gops = team.rates(SAMPLES, || {
+        let probe = make(level);
+        move || probe.map_or(f64::NAN, |probe| probe.sample())
     });
-    peaks.collect()
+    Some(Peak { operation, isa: level.isa().name().to_owned(), threads: team.threads(), gops: figure(&gops) })
 }
 
 /// What it costs to set the threads of an executor to work that is nothing.
@@ -114,6 +132,8 @@ fn figure(samples: &[f64]) -> Figure {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use regard_profile::Memory;
 
     use super::*;
@@ -161,5 +181,15 @@ mod tests {
         let cost = card.fork_join.expect("two threads have a cost");
         assert_eq!(cost.threads, 2);
         assert!(cost.warm_us.median > 0.0 && cost.cold_us.median > 0.0, "{cost:?}");
+    }
+
+    #[test]
+    fn half_a_card_is_none() {
+        let (level, machine, asked) = (Level::best(), Machine::detect(), Cell::new(0));
+        let go_on = || asked.replace(asked.get() + 1) < 2;
+        let mut said = Vec::new();
+        let card = card_while(&go_on, level, &machine, &Two, &mut |fraction, _| said.push(fraction));
+        assert_eq!((card, asked.get()), (None, 3));
+        assert!(said.last().is_some_and(|done| *done < 0.5), "{said:?}");
     }
 }

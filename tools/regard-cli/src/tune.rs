@@ -7,12 +7,14 @@ use std::fmt::Write;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use clap::Args;
 use regard::{Isa, Level, kernel_set};
 use regard_profile::{Card, Confidence, Config, Entry, Machine, Profile, default_path};
 use regard_tuner::pin;
 use regard_tuner::search::{Effort, Found, Progress, Search};
+use regard_tuner::stats::rounded;
 use serde::Serialize;
 
 pub(crate) use self::trials::read as read_trials;
@@ -43,7 +45,7 @@ pub(crate) struct TuneArgs {
     /// With --exhaustive: keep all samples in this file; if it exists, go on with it
     #[arg(long, value_name = "FILE", requires = "exhaustive")]
     record: Option<PathBuf>,
-    /// Time for the search [default: 60, with --quick 30, with --thorough 300]; whenever it ends, the profile is valid
+    /// Time for all of it [default: 60, with --quick 30, with --thorough 300]; whenever it ends, the profile is valid
     #[arg(long, value_parser = crate::bench::seconds, allow_negative_numbers = true, value_name = "SECONDS")]
     budget: Option<f64>,
     /// Keep the entries that the profile has for this level, and search for those that it lacks
@@ -116,14 +118,19 @@ pub(crate) fn run(args: TuneArgs, global: &Global) -> Result<(), CliError> {
     let earlier = old.as_ref().filter(|_| args.resume);
     let recorded = if args.exhaustive { again::record(&args, levels[0], &machine)? } else { None };
 
-    let found = search(&levels, &machine, &args, earlier);
+    let start = Instant::now();
+    // First, so that the search can have exactly what this leaves of the time. A run without time for it keeps the card that
+    // is there.
+    let card = if args.measures_card() { card(&machine, args.seconds(), start)? } else { None };
+    let found = search(&levels, &machine, &args, start, earlier);
     let of_levels = |isa: &str| levels.iter().any(|level| level.isa().name() == isa);
     let mut profile = found.profile;
     let entries = profile.entries.len();
-    // A quick run leaves out what takes some seconds more, and keeps the card that is there. So does who wants to get away.
-    if !args.quick && entries > 0 && !STOP.load(Ordering::Relaxed) {
-        profile.card = Some(card(&machine)?);
+    if args.measures_card() && card.is_none() && !STOP.load(Ordering::Relaxed) {
+        profile.run.notes.push("the machine card would have taken more than its part of the time".to_owned());
     }
+    profile.card = card;
+    profile.run.seconds = rounded(start.elapsed().as_secs_f64());
     if let Some(old) = old {
         profile.entries.extend(old.entries.into_iter().filter(|entry| !of_levels(&entry.class.isa)));
         let has = |profile: &Profile, kernel: &str| profile.crossover(kernel).is_some();
@@ -193,23 +200,44 @@ impl TuneArgs {
         }
     }
 
-    /// The search of a level, when there are so many.
-    fn search<'a>(&self, level: Level, machine: &'a Machine, levels: usize) -> Search<'a> {
-        let effort = self.effort();
-        let seconds = self.budget.unwrap_or(effort.seconds()) / levels as f64;
-        Search::new(level, machine, effort).seconds(seconds).stop(&STOP)
+    /// The time for all of it.
+    fn seconds(&self) -> f64 {
+        self.budget.unwrap_or(self.effort().seconds())
+    }
+
+    /// Whether there is time for the card.
+    fn measures_card(&self) -> bool {
+        !self.quick && self.seconds() >= LEAST_WITH_CARD
+    }
+
+    /// The search of a level in so many seconds.
+    fn search<'a>(&self, level: Level, machine: &'a Machine, seconds: f64) -> Search<'a> {
+        Search::new(level, machine, self.effort()).seconds(seconds).stop(&STOP)
     }
 }
 
-/// Searches each level on one core, and puts the profiles together.
-fn search(levels: &[Level], machine: &Machine, args: &TuneArgs, earlier: Option<&Profile>) -> Found {
+/// The least time that the card is a part of: without it the search of a shorter one is the better by more.
+const LEAST_WITH_CARD: f64 = 20.0;
+
+/// How long the card may take, of so many seconds. It takes 3 to 5 where nobody else computes, and what it does not take is the
+/// search's.
+fn limit_of_card(seconds: f64) -> f64 {
+    (seconds / 6.0).max(5.0)
+}
+
+/// Searches each level on one core until the time is over that began at `start`, and puts the profiles together.
+fn search(levels: &[Level], machine: &Machine, args: &TuneArgs, start: Instant, earlier: Option<&Profile>) -> Found {
     let mut reporter = Reporter::new();
+    let all_seconds = args.seconds();
     let mut all = pin::pinned(|| {
         let search = |(i, level): (usize, &Level)| {
-            let search = args.search(*level, machine, levels.len());
+            let passed = start.elapsed().as_secs_f64();
+            let seconds = (all_seconds - passed).max(0.0) / (levels.len() - i) as f64;
+            let search = args.search(*level, machine, seconds);
             let search = if let Some(earlier) = earlier { search.resume(earlier) } else { search };
             search.run(&mut |progress| {
-                reporter.show((i as f64 + progress.fraction) / levels.len() as f64, &what(progress));
+                let fraction = (passed + progress.fraction * seconds) / all_seconds.max(f64::MIN_POSITIVE);
+                reporter.show(fraction.min(1.0), &what(progress));
             })
         };
         levels.iter().enumerate().map(search).collect::<Vec<_>>().into_iter()
@@ -220,7 +248,6 @@ fn search(levels: &[Level], machine: &Machine, args: &TuneArgs, earlier: Option<
     for other in all {
         profile.entries.extend(other.profile.entries);
         profile.crossovers.extend(other.profile.crossovers);
-        profile.run.seconds += other.profile.run.seconds;
         profile.run.confidence = profile.run.confidence.min(other.profile.run.confidence);
         profile.run.notes.extend(other.profile.run.notes);
         found.trials.extend(other.trials);
@@ -247,12 +274,16 @@ fn not_a_file(path: &Path) -> CliError {
     CliError::Write { path: path.to_owned(), error: io::Error::other("it is not a regular file") }
 }
 
-/// Measures the machine with all its cores, not pinned.
-fn card(machine: &Machine) -> Result<Card, CliError> {
+/// Measures the machine with all its cores, not pinned, as the beginning of what takes so many seconds. `None` if it takes more
+/// than its part of them, as on a machine that computes for others.
+fn card(machine: &Machine, seconds: f64, start: Instant) -> Result<Option<Card>, CliError> {
     let threads = Threads::new(None, machine)?;
     let mut reporter = Reporter::new();
-    let mut show = |fraction: f64, what: &str| reporter.show(fraction, &format!("the machine: {what}"));
-    Ok(regard_tuner::machine::card(Level::from_env()?, machine, &threads.execution(), &mut show))
+    let passed = || start.elapsed().as_secs_f64();
+    let go_on = || passed() < limit_of_card(seconds) && !STOP.load(Ordering::Relaxed);
+    let mut show = |_, what: &str| reporter.show(passed() / seconds, &format!("the machine: {what}"));
+    let level = Level::from_env()?;
+    Ok(regard_tuner::machine::card_while(&go_on, level, machine, &threads.execution(), &mut show))
 }
 
 /// Adds the profile to the one that is there.
@@ -309,4 +340,23 @@ pub(crate) fn table(entries: &[Entry]) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn the_card_is_for_those_who_have_time() {
+        let args = |line: &str| {
+            let cli = Cli::try_parse_from(["regard", "tune"].into_iter().chain(line.split_whitespace())).unwrap();
+            let Some(Command::Tune(args)) = cli.command else { panic!("tune is tune") };
+            (args.seconds(), args.measures_card())
+        };
+        assert_eq!([args(""), args("--thorough"), args("--quick")], [(60.0, true), (300.0, true), (30.0, false)]);
+        assert_eq!([args("--budget 20"), args("--thorough --budget 19")], [(20.0, true), (19.0, false)]);
+        assert_eq!(args("--quick --budget 90"), (90.0, false));
+    }
 }

@@ -3,6 +3,7 @@
 mod common;
 
 use std::process::Output;
+use std::time::Instant;
 
 use common::*;
 use serde_json::Value;
@@ -92,6 +93,25 @@ fn a_dry_run_writes_nothing() {
         assert!(text.contains(part), "{part} in {text}");
     }
     assert_eq!(place.files(), [""; 0]);
+}
+
+#[test]
+fn the_time_for_the_card_is_part_of_the_budget() {
+    // As little as has room for a card, or more in an emulator.
+    let budget = if cfg!(target_arch = "aarch64") { 120.0 } else { 20.0 };
+    let (place, start) = (Place::new(), Instant::now());
+    // It may be too short for any class on a busy machine, which is not what this is about.
+    let output = place.run(&["tune", "--budget", &f64::to_string(&budget), "--dry-run", "--json"]);
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let all = start.elapsed().as_secs_f64();
+    let run = &summary["profile"]["run"];
+    let seconds = run["seconds"].as_f64().unwrap();
+    assert!(seconds <= all && seconds > 0.8 * all.min(budget), "{seconds} of {all}");
+    match summary["profile"]["card"]["seconds"].as_f64() {
+        // Beside it there would be all of its time on top. (What takes longer than it should on a busy machine, so does it.)
+        Some(card) => assert!(all < budget + 0.75 * card, "{all} s with a card of {card} s"),
+        None => assert!(run["notes"].to_string().contains("the machine card"), "{run}"),
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use regard_profile::{CacheSize, Caches, Source};
 use regard_simd::Level;
 
-use crate::measure::{ReadProbe, ReadWay};
+use crate::measure::{ReadProbe, ReadWay, memory};
 use crate::stats::median;
 
 /// The caches with their unknown sizes measured. Takes no time if the first and second level are known; a third level that
@@ -17,7 +17,7 @@ pub fn measured_caches(level: Level, stated: &Caches) -> Caches {
 
 /// All three sizes.
 fn measure(level: Level) -> Caches {
-    let sizes: Vec<usize> = sizes().collect();
+    let sizes: Vec<usize> = sizes(memory::room()).collect();
     let rates: Vec<f64> = sizes.iter().map(|bytes| bandwidth(level, *bytes)).collect();
     let edges = edges(&sizes, &rates);
     let size = |i: usize| {
@@ -30,9 +30,11 @@ fn measure(level: Level) -> Caches {
     Caches { l1d: size(0), l2: size(1), l3: size(2), line: 0 }
 }
 
-/// Sizes of buffers, in bytes: from 8 KiB to 256 MiB, those of powers of two and half as much again.
-fn sizes() -> impl Iterator<Item = usize> {
-    (13..=28).flat_map(|log| [1 << log, 3 << (log - 1)]).filter(|bytes| *bytes <= 1 << 28)
+/// Sizes of buffers, in bytes: from 8 KiB to 256 MiB, those of powers of two and half as much again. There is one at a time, which
+/// may take two parts of the memory that there is `room` of: the step beyond a cache has to be among them.
+fn sizes(room: usize) -> impl Iterator<Item = usize> {
+    let most = room.saturating_mul(2).min(1 << 28);
+    (13..=28).flat_map(|log| [1 << log, 3 << (log - 1)]).filter(move |bytes| *bytes <= most)
 }
 
 /// The bandwidth of reading a buffer again and again, in GB/s. Without prefetches, and in turn: caches that evict what was
@@ -84,7 +86,7 @@ mod tests {
 
     /// The rates of a machine with these caches and these bandwidths, of which there is one more.
     fn made_up(caches: &[usize], bandwidths: &[f64], noise: f64) -> (Vec<usize>, Vec<f64>) {
-        let sizes: Vec<usize> = sizes().collect();
+        let sizes: Vec<usize> = sizes(usize::MAX).collect();
         let rate = |(i, bytes): (usize, &usize)| {
             let level = caches.iter().position(|cache| bytes <= cache).unwrap_or(caches.len());
             // Half as much again is half in the next level.
@@ -119,6 +121,14 @@ mod tests {
     }
 
     #[test]
+    fn small_machines_have_small_buffers() {
+        assert_eq!(
+            [sizes(usize::MAX).max(), sizes(75 << 20).max(), sizes(0).max()],
+            [Some(256 << 20), Some(128 << 20), None]
+        );
+    }
+
+    #[test]
     fn stated_sizes_are_kept() {
         let size = |bytes| CacheSize { bytes, source: Source::Cpuid, shared_by: 1 };
         let stated = Caches { l1d: size(32 << 10), l2: size(1 << 20), l3: CacheSize::default(), line: 64 };
@@ -132,7 +142,7 @@ mod tests {
     fn this_machine_is_measured_as_it_is_stated() {
         let (stated, found) = (Caches::detect(), measure(Level::best()));
         println!("stated {stated:?}\nfound {found:?}");
-        let sizes: Vec<usize> = sizes().collect();
+        let sizes: Vec<usize> = sizes(usize::MAX).collect();
         for bytes in sizes {
             println!("{:>10} {:.1}", bytes, bandwidth(Level::best(), bytes));
         }

@@ -47,8 +47,8 @@ impl Agreement {
 
 /// Searches twice and compares.
 pub(super) fn run(args: &TuneArgs, level: Level, machine: &Machine, global: &Global) -> Result<(), CliError> {
-    let [first, second] = [(); 2].map(|()| search(&[level], machine, args, None).profile);
-    let search = args.search(level, machine, 1);
+    let [first, second] = [(); 2].map(|()| search(&[level], machine, args, Instant::now(), None).profile);
+    let search = args.search(level, machine, args.seconds());
     let compared = pin::pinned(|| search.compare([&first, &second], RUN_OFF_SECONDS)).value;
     let found: Vec<Agreement> = (compared.iter())
         .map(|(contest, run_off)| Agreement::new(contest.class.to_string(), run_off.as_ref()))
@@ -98,7 +98,7 @@ pub(super) fn record(args: &TuneArgs, level: Level, machine: &Machine) -> Result
         None => Record::new(machine, isa),
     };
     let seconds = args.budget.unwrap_or(f64::INFINITY);
-    let search = args.search(level, machine, 1).seconds(seconds);
+    let search = args.search(level, machine, seconds);
     let start = Instant::now();
     let mut reporter = Reporter::new();
     let mut failed = None;
@@ -198,7 +198,7 @@ pub(super) fn regret(
         regrets.push(truth[chosen] / truth[fastest] - 1.0);
         entry.config = contest.candidates[fastest].clone();
     }
-    let search = args.search(level, machine, 1);
+    let search = args.search(level, machine, args.seconds());
     let compared = pin::pinned(|| search.compare([profile, &best], RUN_OFF_SECONDS)).value;
     let speedup = |run_off: &Option<RunOff>| run_off.as_ref().map_or(0.0, |found| (found.speedup - 1.0).max(0.0));
     let timed: Vec<f64> = compared.iter().map(|(_, run_off)| speedup(run_off)).collect();
