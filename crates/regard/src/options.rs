@@ -85,7 +85,8 @@ pub enum Numerics {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Form {
     /// The one that takes less time by counting multiply-adds, with constants that were measured on one machine (Zen 4),
-    /// sequence by sequence: it depends on the sequence's own queries and keys, the head dimensions and the weighting. Quadratic where there is no linear form.
+    /// sequence by sequence: it depends on the sequence's own queries and keys, the head dimensions and the weighting.
+    /// Quadratic where there is no linear form.
     #[default]
     Auto,
     /// Every pair of a query and a key by itself.
