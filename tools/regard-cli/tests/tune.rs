@@ -3,6 +3,7 @@
 mod common;
 
 use std::process::Output;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use common::*;
@@ -10,6 +11,7 @@ use serde_json::Value;
 
 #[track_caller]
 fn tuned(place: &Place, args: &[&str]) -> String {
+    let _alone = alone();
     let output = place.run(args);
     assert!(output.status.success(), "{args:?}: {}", stderr(&output));
     assert!(stderr(&output).contains("0 %"), "progress in lines");
@@ -21,7 +23,13 @@ fn json(place: &Place, args: &[&str]) -> Value {
 }
 
 /// Enough for a class or two, also in an emulator.
-const BUDGET: &str = if cfg!(target_arch = "aarch64") { "60" } else { "10" };
+const BUDGET: &str = if cfg!(target_arch = "aarch64") { "60" } else { "15" };
+
+/// Searches of two tests at a time would take the cores and the memory from each other, and find nothing.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 const BRIEF: [&str; 5] = ["tune", "--quick", "--budget", BUDGET, "--json"];
 
@@ -99,6 +107,7 @@ fn a_dry_run_writes_nothing() {
 fn the_time_for_the_card_is_part_of_the_budget() {
     // As little as has room for a card, or more in an emulator.
     let budget = if cfg!(target_arch = "aarch64") { 120.0 } else { 20.0 };
+    let _alone = alone();
     let (place, start) = (Place::new(), Instant::now());
     // It may be too short for any class on a busy machine, which is not what this is about.
     let output = place.run(&["tune", "--budget", &f64::to_string(&budget), "--dry-run", "--json"]);
@@ -138,7 +147,7 @@ fn a_noisy_machine_is_refused_if_that_was_asked_for() {
 
 #[test]
 fn a_search_is_compared_with_another_one() {
-    let place = Place::new();
+    let (place, _alone) = (Place::new(), alone());
     let output = place.run(&["tune", "--quick", "--budget", BUDGET, "--self-check", "--json"]);
     // Whether two searches agree on a busy machine is not for this test to say; that all classes are compared is.
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();

@@ -12,6 +12,7 @@ use regard_simd::Isa;
 use super::Anchor;
 use super::space::{Candidate, Kernels};
 use crate::inputs::{Array, Elements, Order, standard_normal};
+use crate::measure::memory;
 use crate::stats::Random;
 
 /// f32 on both sides of what a kernel may write.
@@ -44,6 +45,10 @@ const NUMBERS: usize = 65_537;
 /// How many times as large as the last-level cache the inputs are that come from memory: caches keep a part of what is swept
 /// over them.
 const EXCEEDING: usize = 4;
+
+/// The most that they take, in bytes, whatever the cache is said to be (see [`crate::measure::ReadProbe::bytes_for`]): a search of a minute has a
+/// dozen such problems, and memory that is written for the first time takes a second for a GiB.
+pub(super) const MOST_STREAMED: usize = 512 << 20;
 
 /// What int8 inputs are divided by: standard normal numbers then fill the bytes.
 const INT8_SCALE: f32 = 1.0 / 32.0;
@@ -94,7 +99,8 @@ impl Case {
     /// streaming anchors exceed.
     pub(super) fn new(kernels: Kernels, anchor: Anchor, cache: usize) -> Self {
         let Anchor { dtype, head_dim, queries, keys, heads, group, .. } = anchor;
-        let exceeding = (EXCEEDING * cache).div_ceil(anchor.kv_bytes().max(1)) + 1;
+        let streamed = cache.saturating_mul(EXCEEDING).min(MOST_STREAMED).min(memory::room());
+        let exceeding = streamed.div_ceil(anchor.kv_bytes().max(1)) + 1;
         let copies = if anchor.streams { exceeding } else { 1 };
         let q_dtype = if dtype == Dtype::Int8 { Dtype::F32 } else { dtype };
         let mut case = Self {
