@@ -138,6 +138,7 @@ fn the_models_pick_is_good_without_tuning() {
 
 #[test]
 fn choices_are_near_the_best_of_all_and_never_lose_to_the_model() {
+    let mut of_profiles_everywhere = Vec::new();
     for (name, record) in records() {
         let outcomes = searched(&record, Effort::Default.seconds());
         for outcome in &outcomes {
@@ -147,6 +148,7 @@ fn choices_are_near_the_best_of_all_and_never_lose_to_the_model() {
         let [of_all, of_profiles] = regrets.each_ref().map(|regrets| summary(regrets));
         println!("{name}: regret, median, at 95 % and at most: {of_all:.2?} % over the best of all candidates");
         println!("{name}: {of_profiles:.2?} % over the best profile");
+        of_profiles_everywhere.extend_from_slice(&regrets[1]);
 
         let truths = truths(&record);
         let mut worst: f64 = 0.0;
@@ -162,9 +164,14 @@ fn choices_are_near_the_best_of_all_and_never_lose_to_the_model() {
             }
         }
         println!("{name}: at most {:.2} % slower than the model's pick", 100.0 * worst);
-        assert!(of_all[0] <= 1.0 && of_profiles[0] <= 1.0 && of_profiles[1] <= 2.0, "{name}: {of_profiles:?}");
+        assert!(of_all[0] <= 1.0 && of_profiles[0] <= 1.0, "{name}");
+        // Where this machine does not have the level, the predictions are those of the model that was there when it was recorded.
+        assert!(of_profiles[1] <= 2.0 || level_of(&record).is_none(), "{name}: {of_profiles:?}");
         assert!(worst <= NOISE, "{name}: {worst}");
     }
+    let of_profiles = summary(&of_profiles_everywhere);
+    println!("all: {of_profiles:.2?} % over the best profile");
+    assert!(of_profiles[1] <= 2.0, "{of_profiles:?}");
 }
 
 /// How much slower than the best with its key block the model's pick is made, as nearly as there is a candidate.
