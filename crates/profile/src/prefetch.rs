@@ -67,8 +67,8 @@ impl fmt::Display for TunedReading {
 
 /// What is best for keys of this element type (`f32`, `f16`, `bf16` or `int8`), as far as it was measured.
 ///
-/// Intel's cores wait for 16 lines at a time, whoever asks for them, and for long where many cores share a mesh: they want to be
-/// asked, and the work to be spread (Sapphire Rapids; figures in `regard-kernels`, at the block of the rows kernel and at the value
+/// Intel's cores seem to wait for few lines at a time, whoever asks for them (inferred from timings): they want to be
+/// asked, and the work to be spread (a Xeon with AMX; figures in `regard-kernels`, at the block of the rows kernel and at the value
 /// product of the lanes kernel). Others are taken for Zen 4. There, two rows are fastest with 2 to 4 KiB, and 16 cost a tenth; more
 /// rows, which take longer over a key, are fastest with 8 KiB, and 2 cost eight of them a third. Halves gain a twentieth from
 /// 8 KiB at any number of rows, where int8 loses a tenth. One row of f16 or int8 is read in turns of 32 keys of 128 columns, and

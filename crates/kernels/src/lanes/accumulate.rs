@@ -18,7 +18,7 @@ pub(crate) struct Accumulate<const G: usize, const C: usize, const PAIRS: bool> 
     /// Elements from one key's values to the next's.
     pub(crate) v_stride: usize,
     /// Elements from a key's values to those that are asked for with them, into the first-level cache. A tile reads a part of each
-    /// row, which processors that look for lines one after the other do not foresee (Sapphire Rapids gains a twentieth of a
+    /// row, which processors that look for lines one after the other do not foresee (a Xeon with AMX gains a twentieth of a
     /// prefill from 8 rows, and as much from 4 or 16).
     pub(crate) v_ahead: usize,
     /// Transposed output `[d_v][lanes]`.

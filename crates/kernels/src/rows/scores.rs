@@ -37,7 +37,7 @@ pub(crate) trait Product: 'static {
 /// registers ask for do harm: memory is read best in few streams.
 ///
 /// With eight rows of f32, sums over lanes are a third of the instructions. To multiply quarters of vectors instead, four rows and
-/// four columns at a time, takes a fifth of the shuffles for twice the loads, with the same bits; on Sapphire Rapids it gains
+/// four columns at a time, takes a fifth of the shuffles for twice the loads, with the same bits; on a Xeon with AMX it gains
 /// nothing with eight rows, and loses a tenth with five.
 pub(super) struct Scores<P: Product, const R: usize, const G: usize, const K: usize, const L: usize>(
     pub(super) ScoreArgs<P::Element>,
