@@ -63,7 +63,6 @@ impl Blocks<'_> {
                     Reading { turn: 1, ahead: 4096 },
                     Reading { turn: 0, ahead: 8192 },
                 ],
-                values: 8,
             },
         }
     }

@@ -100,7 +100,7 @@ impl Turn {
         }
         let split = [Split::Never, Split::Keys(32), Split::Never][turn % 3];
         let out = if turn % 4 == 3 { q_dtype } else { Dtype::F32 };
-        let reading = |turn: usize| Prefetch { rows: [READINGS[turn % READINGS.len()]; 3], values: 0 };
+        let reading = |turn: usize| Prefetch { rows: [READINGS[turn % READINGS.len()]; 3] };
         let blocks = Blocks::new([32, 64, 96][turn / 7 % 3], 1);
         let blocks = Blocks { split, layout: layout(turn % 3), out, prefetch: reading(turn / 3), ..blocks };
         let case = Case::stored(spec, &stored);

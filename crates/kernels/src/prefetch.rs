@@ -6,14 +6,11 @@
 pub struct Prefetch {
     /// Of a rows kernel: for one row, for two, and for more.
     pub rows: [Reading; 3],
-    /// Rows of values that the value product of a lanes kernel asks for ahead of their use, into the first-level cache; 0 asks for
-    /// what is read anyway.
-    pub values: usize,
 }
 
 impl Prefetch {
     /// Nothing is asked for, and blocks follow each other.
-    pub const NONE: Self = Self { rows: [Reading { turn: 0, ahead: 0 }; 3], values: 0 };
+    pub const NONE: Self = Self { rows: [Reading { turn: 0, ahead: 0 }; 3] };
 
     /// How a rows kernel reads for so many rows.
     pub fn reading(&self, rows: usize) -> Reading {

@@ -21,8 +21,6 @@ pub struct Reading {
 pub struct Prefetch {
     /// Of a rows kernel: for one row, for two, and for more.
     pub rows: [Reading; 3],
-    /// Rows of values that the value product of a lanes kernel asks for ahead; 0 for none.
-    pub values: usize,
 }
 
 impl Prefetch {
@@ -67,21 +65,24 @@ impl fmt::Display for TunedReading {
 
 /// What is best for keys of this element type (`f32`, `f16`, `bf16` or `int8`), as far as it was measured.
 ///
-/// Intel's cores seem to wait for few lines at a time, whoever asks for them (inferred from timings): they want to be
-/// asked, and the work to be spread (a Xeon with AMX; figures in `regard-kernels`, at the block of the rows kernel and at the value
-/// product of the lanes kernel). Others are taken for Zen 4. There, two rows are fastest with 2 to 4 KiB, and 16 cost a tenth; more
-/// rows, which take longer over a key, are fastest with 8 KiB, and 2 cost eight of them a third. Halves gain a twentieth from
-/// 8 KiB at any number of rows, where int8 loses a tenth. One row of f16 or int8 is read in turns of 32 keys of 128 columns, and
-/// not asked for.
+/// Intel's cores want to be asked, and the work to be spread (a Xeon with AMX; figures in `regard-kernels`, at the block of the rows
+/// kernel). They drop requests for pages whose translation they do not hold, and have to look up, in small pages and under a
+/// hypervisor, one for each 4 KiB: what was asked for has then come for half of the lines (in large pages for nearly all). To touch
+/// each page beforehand costs what it wins. One row of f32 is fastest with 2 KiB (13.8 GB/s, with 8 KiB 12.9; in large pages), the
+/// others with 8. Others are taken for Zen 4. There, two rows are fastest with 2 to 4 KiB, and 16 cost a
+/// tenth; more rows, which take longer over a key, are fastest with 8 KiB, and 2 cost eight of them a third. Halves gain a
+/// twentieth from 8 KiB at any number of rows, where int8 loses a tenth. One row of f16 or int8 is read in turns of 32 keys of 128
+/// columns, and not asked for.
 pub fn prefetch(machine: &Machine, dtype: &str) -> Prefetch {
     if machine.vendor == "GenuineIntel" {
-        return Prefetch { rows: [Reading { turn: 4096, ahead: 8192 }; 3], values: 8 };
+        let turns = |ahead| Reading { turn: 4096, ahead };
+        return Prefetch { rows: [turns(if dtype == "f32" { 2048 } else { 8192 }), turns(8192), turns(8192)] };
     }
     let halves = matches!(dtype, "f16" | "bf16");
     let asked = |ahead| Reading { turn: 0, ahead };
     let few = asked(if halves { 8192 } else { 4096 });
     let one = if matches!(dtype, "f16" | "int8") { Reading { turn: 4096, ahead: 0 } } else { few };
-    Prefetch { rows: [one, few, asked(8192)], values: 0 }
+    Prefetch { rows: [one, few, asked(8192)] }
 }
 
 #[cfg(test)]
@@ -119,7 +120,9 @@ mod tests {
         assert_eq!(of("AuthenticAMD", "f32").rows, [asked(4096), asked(4096), asked(8192)]);
         for dtype in ["f32", "f16", "bf16", "int8"] {
             assert_eq!(of("", dtype), of("AuthenticAMD", dtype), "unknown machines");
-            assert_eq!(of("GenuineIntel", dtype).rows, [Reading { turn: 4096, ahead: 8192 }; 3]);
+            let one = if dtype == "f32" { 2048 } else { 8192 };
+            assert_eq!(of("GenuineIntel", dtype).rows.map(|reading| reading.ahead), [one, 8192, 8192]);
+            assert!(of("GenuineIntel", dtype).rows.iter().all(|reading| reading.turn == 4096));
         }
     }
 }

@@ -155,7 +155,7 @@ pub use regard_kernels::launch::{Sequence, Split};
 pub use regard_kernels::tensor::{Dtype, Quantised, Tensor, TensorMut};
 pub use regard_kernels::view::{View, ViewError, ViewMut};
 pub use regard_kernels::weighting::{Pointwise, RowState};
-pub use regard_simd::{ISA_VARIABLE, Isa, IsaError, Level, Simd, bf16, f16, math};
+pub use regard_simd::{ISA_VARIABLE, Isa, IsaError, Level, Simd, advise_large_pages, bf16, f16, math};
 pub use setup::{Setup, kernel_set};
 pub use shape::Shape;
 pub use streaming::{State, StateShape, prefixes, prefixes_into};

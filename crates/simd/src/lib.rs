@@ -44,8 +44,10 @@
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod delegate;
 mod element;
+mod hide;
 mod isa;
 pub mod math;
+mod pages;
 mod portable;
 pub mod probe;
 mod vector;
@@ -60,7 +62,9 @@ mod x86_64;
 pub use aarch64::{Neon, NeonBf16};
 pub use element::Element;
 pub use half::{bf16, f16};
+pub use hide::hide;
 pub use isa::{Extension, ISA_VARIABLE, Isa, IsaError, Level};
+pub use pages::advise_large_pages;
 pub use portable::Portable;
 pub use vector::{Op, Simd};
 #[cfg(target_arch = "x86_64")]

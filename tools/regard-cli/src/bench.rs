@@ -46,7 +46,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, help_heading = "Measurement")]
     warm: bool,
     /// How to read memory to find its bandwidth: STREAMS-none, STREAMS-near-BYTES or STREAMS-far-BYTES, for 1, 2 or 4
-    /// streams that prefetch so far ahead, or not [default: the fastest of twelve ways]
+    /// streams that prefetch so far ahead, or not [default: the fastest of fifteen ways]
     #[arg(long, value_name = "WAY", help_heading = "Measurement")]
     read_way: Option<ReadWay>,
     #[command(flatten)]

@@ -57,8 +57,6 @@ pub(crate) struct Head<'a> {
     pub(crate) key_block: usize,
     /// Whether to copy K and V of each block to contiguous scratch first, where they could be read in place.
     pub(crate) copy: bool,
-    /// Rows of values that the value product asks for ahead.
-    pub(crate) values_ahead: usize,
     /// What lets the call leave out keys; not for pairs, terms, or mask tensors.
     pub(crate) prune: Option<Prune<'a>>,
     /// The rows of the call, by their index in the sequence, if they do not follow each other. Only where all see the same keys.

@@ -271,7 +271,6 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
                         weights: scores.add(key * lanes),
                         v: block.v.data.add(key * block.v.stride),
                         v_stride: block.v.stride,
-                        v_ahead: self.head.values_ahead.wrapping_mul(block.v.stride),
                         out: tile.outputs,
                         alpha,
                         fresh,

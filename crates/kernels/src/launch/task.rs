@@ -230,7 +230,6 @@ impl Launch<'_> {
             weighting: self.weigh(),
             key_block: choice.key_block.min(super::longest_keys(call).next_multiple_of(2)).max(2),
             copy: choice.copy,
-            values_ahead: choice.prefetch.values,
             prune: None,
             order: None,
         }

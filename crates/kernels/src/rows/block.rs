@@ -18,8 +18,8 @@
 //! them a tenth). How much f32 loses depends on where arrays start: 16 bytes past a cache line, so that a load asks for two
 //! lines, turns are the faster way.
 //!
-//! On a Xeon with AMX, which seems to wait for few lines at a time whoever asks for them (inferred, not counted), both together are the best for every
-//! type and any number of rows (16384 keys, 128 columns, time of the ways above over that of turns of 4 KiB, asked for 8 KiB ahead):
+//! On a Xeon with AMX, which drops requests for pages whose translation it does not hold, both together are the best for every
+//! type and any number of rows (pages of 4 KiB, 16384 keys, 128 columns, time of the ways above over that of turns of 4 KiB, asked for 8 KiB ahead):
 //!
 //! | | f32 | f16 | bf16, widened | int8 |
 //! |---|---|---|---|---|

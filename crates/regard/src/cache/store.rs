@@ -1,9 +1,10 @@
 //! The rows of a cache in one element type.
 
 use half::slice::HalfFloatSliceExt;
+use half::vec::HalfBitsVecExt;
 use regard_kernels::tensor::{Dtype, Quantised, Tensor};
 use regard_kernels::view::View;
-use regard_simd::{bf16, f16};
+use regard_simd::{advise_large_pages, bf16, f16};
 
 use crate::quantise::quantise_row;
 
@@ -94,18 +95,59 @@ impl Store {
 }
 
 /// Moves the rows of each head to where they lie with `new` slots for each.
-fn spread<T: Copy + Default>(
+fn spread<T: Zeroed>(
     data: &mut Vec<T>,
     heads: usize,
     [old, new]: [usize; 2],
     columns: usize,
     kept: &impl Fn(usize) -> usize,
 ) {
-    let mut spread = vec![T::default(); heads * new * columns];
+    let mut spread = T::zeroed(heads * new * columns);
     for head in 0..heads {
         let len = kept(head) * columns;
         let (from, to) = (head * old * columns, head * new * columns);
         spread[to..to + len].copy_from_slice(&data[from..from + len]);
     }
     *data = spread;
+}
+
+/// Elements that are zero while all their bits are.
+trait Zeroed: Copy {
+    /// So many zeros, of which the system keeps none before it is written to, in large pages where it has them.
+    fn zeroed(len: usize) -> Vec<Self>;
+}
+
+impl Zeroed for f32 {
+    fn zeroed(len: usize) -> Vec<Self> {
+        let mut zeros = vec![0.0; len];
+        advise_large_pages(&mut zeros);
+        zeros
+    }
+}
+
+impl Zeroed for i8 {
+    fn zeroed(len: usize) -> Vec<Self> {
+        let mut zeros = vec![0; len];
+        advise_large_pages(&mut zeros);
+        zeros
+    }
+}
+
+/// The bits of half floats, or vectors of zeros would be written out.
+fn zero_bits(len: usize) -> Vec<u16> {
+    let mut zeros = vec![0; len];
+    advise_large_pages(&mut zeros);
+    zeros
+}
+
+impl Zeroed for f16 {
+    fn zeroed(len: usize) -> Vec<Self> {
+        zero_bits(len).reinterpret_into()
+    }
+}
+
+impl Zeroed for bf16 {
+    fn zeroed(len: usize) -> Vec<Self> {
+        zero_bits(len).reinterpret_into()
+    }
 }

@@ -77,10 +77,7 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
 
 /// How memory is asked for, as kernels take it.
 fn asked_of(chosen: regard_profile::Prefetch) -> Prefetch {
-    Prefetch {
-        rows: chosen.rows.map(|regard_profile::Reading { turn, ahead }| Reading { turn, ahead }),
-        values: chosen.values,
-    }
+    Prefetch { rows: chosen.rows.map(|regard_profile::Reading { turn, ahead }| Reading { turn, ahead }) }
 }
 
 /// The lanes kernels that may compute a problem, the one to use when nothing was measured first: those on bf16

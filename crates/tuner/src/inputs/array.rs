@@ -2,7 +2,7 @@
 
 use regard_kernels::tensor::{Dtype, Quantised, Tensor, TensorMut};
 use regard_kernels::view::{View, ViewError, ViewMut};
-use regard_simd::{Element, bf16, f16};
+use regard_simd::{Element, advise_large_pages, bf16, f16};
 
 /// The elements of a tensor, in the order of memory.
 #[derive(Clone, Debug, PartialEq)]
@@ -129,7 +129,8 @@ impl Array {
         Self { scales, ..self }
     }
 
-    /// The same tensor in as many copies, each of which starts at a cache line, as frameworks allocate tensors.
+    /// The same tensor in as many copies, each of which starts at a cache line, as frameworks allocate tensors; in large pages where
+    /// the system gives them, as the memory of a [`KvCache`](https://docs.rs/regard) is.
     #[must_use]
     pub fn repeated(mut self, copies: usize) -> Self {
         let [data, scales] = self.places.each_mut();
@@ -221,6 +222,7 @@ fn repeat<T: Copy + Default>(elements: &mut Vec<T>, places: &mut Places, len: us
     let line = LINE / size_of::<T>();
     let stride = first.len().next_multiple_of(line);
     let mut all: Vec<T> = Vec::with_capacity(stride * copies + line);
+    advise_large_pages(all.spare_capacity_mut());
     let start = all.as_ptr().align_offset(LINE).min(line);
     all.resize(start, T::default());
     for copy in 1..=copies {

@@ -1,7 +1,7 @@
 //! The ceilings of the machine as probes that can be sampled between other work.
 
 use regard_simd::probe::{self, ReadWay};
-use regard_simd::{Extension, Level};
+use regard_simd::{Extension, Level, advise_large_pages};
 
 use super::stopwatch::Stopwatch;
 use super::{Around, calibrate, memory};
@@ -162,7 +162,7 @@ impl ReadProbe {
     /// made in all six orders and took turns read 14.6, 14.5 and 13.9 GB/s (medians; 12.0 to 15.2, 12.7 to 15.2, 13.4 to 14.4):
     /// which pages a buffer has makes more of a difference than its size. One of 73 MiB reads 27 GB/s.
     ///
-    /// The pages are ordinary ones, as those of tensors are.
+    /// It is in large pages where the system gives them, as those of tensors are ([`Array`](crate::inputs::Array)).
     pub fn bytes_for(last_level_cache: usize) -> usize {
         Self::bytes_exceeding(last_level_cache, 1).min(memory::room())
     }
@@ -191,7 +191,10 @@ impl ReadProbe {
         const LINE_BYTES: usize = 64;
         const ELEMENT_BYTES: usize = size_of::<f32>();
         // Not zeros, which could be one page of the operating system many times over.
-        let buffer = vec![1.0; (bytes + LINE_BYTES) / ELEMENT_BYTES];
+        let len = (bytes + LINE_BYTES) / ELEMENT_BYTES;
+        let mut buffer = Vec::with_capacity(len);
+        advise_large_pages(buffer.spare_capacity_mut());
+        buffer.resize(len, 1.0);
         let start = buffer.as_ptr().align_offset(LINE_BYTES).min(LINE_BYTES / ELEMENT_BYTES);
         Self { level, way, buffer, start, pieces: 1, next: 0 }.at(level, way)
     }
@@ -382,14 +385,15 @@ mod tests {
     #[test]
     fn the_fastest_way_is_kept() {
         // The last way is the best one, but for its first sample.
-        let best = ReadWay::ALL[11];
+        let ways = ReadWay::ALL.len();
+        let best = ReadWay::ALL[ways - 1];
         let mut samples = 0;
         let found = fastest_way(&mut |way| {
             samples += 1;
-            if way == best && samples > 12 { 9.0 } else { 5.0 }
+            if way == best && samples > ways { 9.0 } else { 5.0 }
         });
         assert_eq!(found, best);
-        assert_eq!(samples, 2 * 12 + 4 * 4);
+        assert_eq!(samples, 2 * ways + 4 * 4);
     }
 
     #[test]

@@ -88,7 +88,6 @@ impl Candidate {
             split: Split::Auto,
             prefetch: Prefetch {
                 rows: prefetch.rows.map(|regard_profile::Reading { turn, ahead }| Reading { turn, ahead }),
-                values: prefetch.values,
             },
         }
     }

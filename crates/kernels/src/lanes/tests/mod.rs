@@ -88,7 +88,6 @@ impl<'a> Case<'a> {
             },
             key_block: self.key_block,
             copy: self.copy,
-            values_ahead: 8,
             prune: None,
             order: None,
         }
