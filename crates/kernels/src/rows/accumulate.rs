@@ -8,8 +8,10 @@ use super::scores::load;
 /// one starts from zero, and the last one adds.
 ///
 /// One sum is one chain of multiply-adds over the keys of the block in ascending order, whatever `R`, `C` and the runs.
-/// `C` is the number of units, two vectors of columns each, whose sums stay in registers.
-pub(super) struct Accumulate<E, const R: usize, const G: usize, const C: usize, const L: usize>(
+/// `C` is the number of units, two vectors of columns each, and `P` that of rows, whose sums stay in registers. Memory is read best
+/// when all columns of a value are read at once, so that rows are what is shared out where there are too many sums; elements that
+/// cost something to widen are better widened once.
+pub(super) struct Accumulate<E, const R: usize, const G: usize, const C: usize, const P: usize, const L: usize>(
     pub(super) AccumulateArgs<E>,
 );
 
@@ -41,36 +43,59 @@ pub(crate) struct AccumulateArgs<E> {
     pub(super) ahead: usize,
 }
 
-impl<E: Element, const R: usize, const G: usize, const C: usize, const L: usize> Op for Accumulate<E, R, G, C, L> {
+impl<E: Element, const R: usize, const G: usize, const C: usize, const P: usize, const L: usize> Op
+    for Accumulate<E, R, G, C, P, L>
+{
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        const { assert!(L == S::LANES && R * G <= L && L.is_multiple_of(G)) };
-        let mut c = 0;
-        while c + C * 2 * L <= self.0.d_v {
-            self.tile::<S, C>(s, c, 2 * L);
-            c += C * 2 * L;
+        const { assert!(L == S::LANES && R * G <= L && L.is_multiple_of(G) && 1 <= P && P <= R) };
+        self.columns::<S, P, true>(s, 0);
+        let mut row = P;
+        while row + P <= R {
+            self.columns::<S, P, false>(s, row);
+            row += P;
         }
-        while c < self.0.d_v {
-            self.tile::<S, 1>(s, c, (self.0.d_v - c).min(2 * L));
-            c += 2 * L;
+        while row < R {
+            self.columns::<S, 1, false>(s, row);
+            row += 1;
         }
     }
 }
 
-impl<E: Element, const R: usize, const G: usize, const C: usize, const L: usize> Accumulate<E, R, G, C, L> {
-    /// `N` units from column `c` on, of `len` columns each.
+impl<E: Element, const R: usize, const G: usize, const C: usize, const P: usize, const L: usize>
+    Accumulate<E, R, G, C, P, L>
+{
+    /// All columns of `Q` rows from row `row` on. If they are the first to pass, they `ASK` for memory.
     #[inline(always)]
-    fn tile<S: Simd, const N: usize>(&self, s: S, c: usize, len: usize) {
+    fn columns<S: Simd, const Q: usize, const ASK: bool>(&self, s: S, row: usize) {
+        let mut c = 0;
+        while c + C * 2 * L <= self.0.d_v {
+            self.tile::<S, Q, C, ASK>(s, row, c, 2 * L);
+            c += C * 2 * L;
+        }
+        if C > 2 && c + 4 * L <= self.0.d_v {
+            self.tile::<S, Q, 2, ASK>(s, row, c, 2 * L);
+            c += 4 * L;
+        }
+        while c < self.0.d_v {
+            self.tile::<S, Q, 1, ASK>(s, row, c, (self.0.d_v - c).min(2 * L));
+            c += 2 * L;
+        }
+    }
+
+    /// `N` units from column `c` on, of `len` columns each, and `Q` rows from row `row` on.
+    #[inline(always)]
+    fn tile<S: Simd, const Q: usize, const N: usize, const ASK: bool>(&self, s: S, row: usize, c: usize, len: usize) {
         let args = &self.0;
-        let mut acc = [[[s.zero(); 2]; R]; N];
+        let mut acc = [[[s.zero(); 2]; Q]; N];
         // SAFETY: the columns exist in `v` and in the sums, the keys in `v` and `weights`.
         unsafe {
-            let block_sums = args.block_sums.add(c * R);
+            let block_sums = args.block_sums.add(c * R + row * 2 * L);
             if !args.ends[0] {
                 for unit in 0..N {
-                    for r in 0..R {
+                    for r in 0..Q {
                         let sums = block_sums.add((unit * R + r) * 2 * L);
                         acc[unit][r] = [s.load(sums), s.load(sums.add(L))];
                     }
@@ -78,13 +103,13 @@ impl<E: Element, const R: usize, const G: usize, const C: usize, const L: usize>
             }
             let v = args.v.add(c);
             if args.visible.is_null() {
-                self.keys::<S, N>(s, v, len, &mut acc);
+                self.keys::<S, Q, N, ASK>(s, row, v, len, &mut acc);
             } else {
-                self.seen_keys::<S, N>(s, v, len, &mut acc);
+                self.seen_keys::<S, Q, N>(s, row, v, len, &mut acc);
             }
             if !args.ends[1] {
                 for unit in 0..N {
-                    for r in 0..R {
+                    for r in 0..Q {
                         let sums = block_sums.add((unit * R + r) * 2 * L);
                         s.store(sums, acc[unit][r][0]);
                         s.store(sums.add(L), acc[unit][r][1]);
@@ -92,10 +117,10 @@ impl<E: Element, const R: usize, const G: usize, const C: usize, const L: usize>
                 }
                 return;
             }
-            for r in 0..R {
-                let alpha = s.splat(if args.alpha.is_null() { 1.0 } else { *args.alpha.add(r) });
+            for r in 0..Q {
+                let alpha = s.splat(if args.alpha.is_null() { 1.0 } else { *args.alpha.add(row + r) });
                 for unit in 0..N {
-                    let sums = args.sums.add(c * R + (unit * R + r) * 2 * L);
+                    let sums = args.sums.add(c * R + (unit * R + row + r) * 2 * L);
                     s.store(sums, s.mul_add(s.load(sums), alpha, acc[unit][r][0]));
                     s.store(sums.add(L), s.mul_add(s.load(sums.add(L)), alpha, acc[unit][r][1]));
                 }
@@ -108,26 +133,33 @@ impl<E: Element, const R: usize, const G: usize, const C: usize, const L: usize>
     /// # Safety
     /// `N` units of `len` columns exist from `v` on.
     #[inline(always)]
-    unsafe fn keys<S: Simd, const N: usize>(&self, s: S, v: *const E, len: usize, acc: &mut [[[S::F32; 2]; R]; N]) {
+    unsafe fn keys<S: Simd, const Q: usize, const N: usize, const ASK: bool>(
+        &self,
+        s: S,
+        row: usize,
+        v: *const E,
+        len: usize,
+        acc: &mut [[[S::F32; 2]; Q]; N],
+    ) {
         let args = &self.0;
         let (mut v, mut place, end) = (v, args.first, args.first + args.keys);
         // SAFETY: the caller's contract.
         unsafe {
             // Up to the next step, whole steps, and the rest.
             while place < end && !place.is_multiple_of(G) {
-                self.key::<S, N>(s, place, v, len, acc);
+                self.key::<S, Q, N, ASK>(s, [row, place], v, len, acc);
                 v = v.wrapping_add(args.v_stride);
                 place += 1;
             }
             while place + G <= end {
                 for g in 0..G {
-                    self.key::<S, N>(s, place + g, v, len, acc);
+                    self.key::<S, Q, N, ASK>(s, [row, place + g], v, len, acc);
                     v = v.wrapping_add(args.v_stride);
                 }
                 place += G;
             }
             while place < end {
-                self.key::<S, N>(s, place, v, len, acc);
+                self.key::<S, Q, N, ASK>(s, [row, place], v, len, acc);
                 v = v.wrapping_add(args.v_stride);
                 place += 1;
             }
@@ -139,28 +171,30 @@ impl<E: Element, const R: usize, const G: usize, const C: usize, const L: usize>
     /// # Safety
     /// The key exists in `weights`, and `N` units of `len` columns from `v` on.
     #[inline(always)]
-    unsafe fn key<S: Simd, const N: usize>(
+    unsafe fn key<S: Simd, const Q: usize, const N: usize, const ASK: bool>(
         &self,
         s: S,
-        place: usize,
+        [row, place]: [usize; 2],
         v: *const E,
         len: usize,
-        acc: &mut [[[S::F32; 2]; R]; N],
+        acc: &mut [[[S::F32; 2]; Q]; N],
     ) {
         // SAFETY: the caller's contract.
         unsafe {
-            let weights = self.0.weights.add(place / G * L + place % G * (L / G));
-            let mut weight = [s.zero(); R];
-            for r in 0..R {
+            let weights = self.0.weights.add(place / G * L + place % G * (L / G) + row);
+            let mut weight = [s.zero(); Q];
+            for r in 0..Q {
                 weight[r] = s.splat(*weights.add(r));
             }
             for unit in 0..N {
                 let v = v.add(unit * 2 * L);
-                for line in 0..(2 * L).div_ceil(E::PER_LINE) {
-                    s.prefetch_far(v.wrapping_add(self.0.ahead + line * E::PER_LINE).cast());
+                if ASK {
+                    for line in 0..(2 * L).div_ceil(E::PER_LINE) {
+                        s.prefetch_far(v.wrapping_add(self.0.ahead + line * E::PER_LINE).cast());
+                    }
                 }
                 let v = load(s, v, len);
-                for r in 0..R {
+                for r in 0..Q {
                     acc[unit][r][0] = s.mul_add(v[0], weight[r], acc[unit][r][0]);
                     acc[unit][r][1] = s.mul_add(v[1], weight[r], acc[unit][r][1]);
                 }
@@ -174,24 +208,25 @@ impl<E: Element, const R: usize, const G: usize, const C: usize, const L: usize>
     /// # Safety
     /// As for [`Self::keys`].
     #[inline(always)]
-    unsafe fn seen_keys<S: Simd, const N: usize>(
+    unsafe fn seen_keys<S: Simd, const Q: usize, const N: usize>(
         &self,
         s: S,
+        row: usize,
         v: *const E,
         len: usize,
-        acc: &mut [[[S::F32; 2]; R]; N],
+        acc: &mut [[[S::F32; 2]; Q]; N],
     ) {
         let args = &self.0;
         for key in 0..args.keys {
             let place = args.first + key;
             // SAFETY: the caller's contract; `visible` has a word for each step.
             unsafe {
-                let lane = place % G * (L / G);
+                let lane = place % G * (L / G) + row;
                 let bits = *args.visible.add(place / G) >> lane;
                 let weights = args.weights.add(place / G * L + lane);
                 for unit in 0..N {
                     let v = load(s, v.add(key * args.v_stride + unit * 2 * L), len);
-                    for r in 0..R {
+                    for r in 0..Q {
                         if bits >> r & 1 == 1 {
                             let weight = s.splat(*weights.add(r));
                             acc[unit][r][0] = s.mul_add(v[0], weight, acc[unit][r][0]);

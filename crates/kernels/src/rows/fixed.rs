@@ -121,7 +121,7 @@ impl Form for Fixed {
     }
 
     #[inline(always)]
-    fn accumulate<S: Simd, const R: usize, const G: usize, const C: usize, const L: usize>(
+    fn accumulate<S: Simd, const R: usize, const G: usize, const C: usize, const P: usize, const L: usize>(
         s: S,
         args: AccumulateArgs<i8>,
     ) {

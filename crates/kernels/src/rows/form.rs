@@ -34,8 +34,8 @@ pub(crate) trait Form: 'static {
     /// Rewrites the weights of a block as [`Form::accumulate`] takes them.
     fn prepare<S: Simd>(s: S, weights: Weights);
 
-    /// The value product, `C` units of columns at a time.
-    fn accumulate<S: Simd, const R: usize, const G: usize, const C: usize, const L: usize>(
+    /// The value product, `C` units of columns and `P` rows at a time.
+    fn accumulate<S: Simd, const R: usize, const G: usize, const C: usize, const P: usize, const L: usize>(
         s: S,
         args: AccumulateArgs<Self::Element>,
     );
@@ -113,11 +113,11 @@ impl<E: Element> Form for Widened<E> {
     }
 
     #[inline(always)]
-    fn accumulate<S: Simd, const R: usize, const G: usize, const C: usize, const L: usize>(
+    fn accumulate<S: Simd, const R: usize, const G: usize, const C: usize, const P: usize, const L: usize>(
         s: S,
         args: AccumulateArgs<E>,
     ) {
-        s.vectorize(Accumulate::<E, R, G, C, L>(args));
+        s.vectorize(Accumulate::<E, R, G, C, P, L>(args));
     }
 
     fn place(i: usize, lanes: usize) -> usize {
@@ -173,7 +173,7 @@ impl Form for Dots {
     }
 
     #[inline(always)]
-    fn accumulate<S: Simd, const R: usize, const G: usize, const C: usize, const L: usize>(
+    fn accumulate<S: Simd, const R: usize, const G: usize, const C: usize, const P: usize, const L: usize>(
         s: S,
         args: AccumulateArgs<bf16>,
     ) {

@@ -26,9 +26,10 @@ pub(crate) trait Tiles: Copy + 'static {
     fn passes_again(rows: usize, d_v: usize) -> bool;
 }
 
-/// One line for each number of rows: keys of a step, keys at a time, units of columns at a time.
+/// One line for each number of rows: keys of a step, keys at a time, units of columns at a time, and rows of a pass over values: all,
+/// if it does not say.
 macro_rules! tiles {
-    ($(#[$meta:meta])* $name:ident, $lanes:literal lanes: $($rows:literal => ($g:literal, $k:literal, $c:literal)),+ $(,)?) => {
+    ($(#[$meta:meta])* $name:ident, $lanes:literal lanes: $($rows:literal => ($g:literal, $k:literal, $c:literal $(, $p:literal)?)),+ $(,)?) => {
         $(#[$meta])*
         #[derive(Clone, Copy, Debug)]
         pub(crate) struct $name;
@@ -48,7 +49,7 @@ macro_rules! tiles {
             #[inline(always)]
             fn accumulate<S: Simd, F: Form>(s: S, rows: usize, args: AccumulateArgs<F::Element>) {
                 match rows {
-                    $($rows => F::accumulate::<S, $rows, $g, $c, $lanes>(s, args),)+
+                    $($rows => F::accumulate::<S, $rows, $g, $c, { [$($p,)? $rows][0] }, $lanes>(s, args),)+
                     _ => unreachable!("a group of {rows} rows"),
                 }
             }
@@ -59,7 +60,7 @@ macro_rules! tiles {
 
             fn passes_again(rows: usize, d_v: usize) -> bool {
                 let units = [$($c),+][rows - 1];
-                d_v > units * 2 * $lanes
+                d_v > units * 2 * $lanes || rows > [$([$($p,)? $rows][0]),+][rows - 1]
             }
         }
     };
@@ -70,13 +71,18 @@ macro_rules! tiles {
 // of a value at once, even where sums spill (Zen 4, one row: 33 GB/s, and 17 in four streams side by side, 512 bytes apart;
 // four rows of f32: 24.6 GB/s of both products from memory with one key and 4 units, 22.4 with two keys and 2 units, though
 // 38 against 46 in the second-level cache).
+//
+// f32 costs nothing to load again, so that rows are what is shared out where all columns of all rows are more sums than there are
+// registers: four rows of spilt sums take 1.4 times the time in the second-level cache of a Xeon with AMX, and from memory a
+// twentieth more. Eight rows are as fast there in passes of four rows and two units as in passes of eight and one, and slower in the
+// cache in passes of two and four (0.38 of the peak, and 0.41).
 
 tiles!(
     /// 16 lanes, 32 registers, for elements that cost nothing to widen: with few rows, memory is what counts.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other level has 16 lanes"))]
     WideStream, 16 lanes:
-    1 => (16, 1, 4), 2 => (8, 1, 4), 3 => (4, 1, 4), 4 => (4, 1, 4),
-    5 => (2, 2, 2), 6 => (2, 2, 2), 7 => (2, 2, 1), 8 => (2, 2, 1)
+    1 => (16, 1, 4), 2 => (8, 1, 4), 3 => (4, 1, 4), 4 => (4, 1, 4, 2),
+    5 => (2, 2, 4, 2), 6 => (2, 2, 4, 3), 7 => (2, 2, 4, 2), 8 => (2, 2, 2, 4)
 );
 
 tiles!(
