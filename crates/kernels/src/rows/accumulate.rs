@@ -131,7 +131,7 @@ impl<E: Element, const R: usize, const G: usize, const C: usize, const P: usize,
     /// All keys of the run.
     ///
     /// # Safety
-    /// `N` units of `len` columns exist from `v` on.
+    /// `N` units of `len` columns exist from `v` on, and `Q` rows from `row` on.
     #[inline(always)]
     unsafe fn keys<S: Simd, const Q: usize, const N: usize, const ASK: bool>(
         &self,
@@ -169,7 +169,7 @@ impl<E: Element, const R: usize, const G: usize, const C: usize, const P: usize,
     /// The key at `place` of the block, whose values start at `v`.
     ///
     /// # Safety
-    /// The key exists in `weights`, and `N` units of `len` columns from `v` on.
+    /// The key exists in `weights` for `Q` rows from `row` on, and `N` units of `len` columns from `v` on.
     #[inline(always)]
     unsafe fn key<S: Simd, const Q: usize, const N: usize, const ASK: bool>(
         &self,
