@@ -49,6 +49,9 @@ pub struct CacheShape {
 ///
 /// For speed, make one [`Plan`](crate::Plan) and run it with the problem of each step: it serves up to
 /// [`KvCache::capacity`] keys, and any number in a sliding cache.
+///
+/// The system is asked for large pages ([`advise_large_pages`](crate::advise_large_pages)), and gives memory as keys are written,
+/// a page at a time.
 #[derive(Clone, Debug)]
 pub struct KvCache {
     dtype: Dtype,
