@@ -130,7 +130,7 @@ impl Array {
     }
 
     /// The same tensor in as many copies, each of which starts at a cache line, as frameworks allocate tensors; in large pages where
-    /// the system gives them, as the memory of a [`KvCache`](https://docs.rs/regard) is.
+    /// the system gives them, as the memory of a `KvCache` is.
     #[must_use]
     pub fn repeated(mut self, copies: usize) -> Self {
         let [data, scales] = self.places.each_mut();
