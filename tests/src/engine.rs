@@ -162,7 +162,7 @@ impl Engine {
     fn choice(self, case: &Case<'_>, blocks: &Blocks<'_>) -> Choice {
         let (level, dtype) = (self.level(), case.k.dtype());
         let (kernel, rows, rows_up_to) = match self {
-            Self::Lanes(kernel) => (kernel, rows_kernel(level, dtype, false), 0),
+            Self::Lanes(kernel) => (kernel, rows_kernel(level, dtype, 1, |_| false), 0),
             Self::Rows(rows) => (&kernels(level)[0], rows, usize::MAX),
         };
         Choice {

@@ -6,6 +6,7 @@ use std::sync::Once;
 use regard::{Dtype, Isa, Level, Setup, kernel_set};
 use regard_kernels::table::Kernel;
 use regard_profile::{Class, Confidence, Config, Entry, Family, Machine, MaskClass, Profile, Run, Tool};
+use regard_simd::Extension;
 
 /// The levels of this machine. Says once which they are and which are skipped.
 pub fn levels() -> &'static [Level] {
@@ -25,7 +26,10 @@ pub fn levels() -> &'static [Level] {
 pub fn setup_for(kernel: &Kernel, key_block: usize, query_block: usize) -> Setup {
     assert!(key_block.is_multiple_of(2), "key blocks are even");
     let level = Level::of(kernel.isa).expect("kernels come from available levels");
-    let machine = Machine::default();
+    // Plans take tiles on machines of one vendor only.
+    let tiles = kernel.extension == Some(Extension::Amx);
+    let vendor = if tiles { "GenuineIntel".to_owned() } else { String::new() };
+    let machine = Machine { vendor, ..Machine::default() };
     let mut profile = profile_for(&machine, kernel, key_block, query_block);
     let entry = profile.entries[0].clone();
     // Of narrow rows and of wide ones.

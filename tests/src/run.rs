@@ -113,12 +113,12 @@ pub fn paths(plan: &Plan, problem: &Problem<'_>, out: Dtype) -> Vec<Path> {
 
 /// Whether a kernel of this name multiplies pairs of bf16.
 pub fn is_native(kernel: &str) -> bool {
-    kernel.contains("_lanes_bf16") || kernel.contains("_bf16_dots")
+    kernel.contains("_lanes_bf16") || kernel.contains("_bf16_dots") || kernel.contains("_bf16_amx")
 }
 
 /// Whether a kernel of this name multiplies integers.
 pub fn is_fixed(kernel: &str) -> bool {
-    kernel.contains("_int8_dots")
+    kernel.contains("_int8_dots") || kernel.contains("_int8_amx")
 }
 
 /// What computes a problem into an output and a log-sum-exp, in a workspace.

@@ -27,7 +27,7 @@
 //!   V, at a relative error of at most `2^-8` each: `2^-8 sum |w||v|` at the worst;
 //! - products of pairs of integers are exact, sums too, so that what is allowed for chains goes to their conversion. Queries and
 //!   weights become multiples of a quantum, half of which each may be off: `max |q| / limit(d) / 2 sum |k|` of a score, and
-//!   `max |w scale| / limit(key_block) / 2 sum |v / scale|` of a block, where `limit` is 32767 or what leaves room in 32 bits;
+//!   `max |w scale| / limit(key_block) / 2 sum |v / scale|` of a block, where `limit` is 32639 or what leaves room in 32 bits;
 //! - an output of f16 or bf16: one rounding more, of `2^-11 |out|` or `2^-8 |out|`, and half of the least subnormal f16.
 
 use regard::reference::{Rounding, Row};
@@ -204,7 +204,7 @@ struct Cut<'a> {
 
 /// The largest number in fixed point for sums of this many products with bytes.
 fn limit(terms: usize) -> f64 {
-    (i32::MAX as usize / 128 / terms.max(1)).clamp(1, 32767) as f64
+    (i32::MAX as usize / 128 / terms.max(1)).clamp(1, 32639) as f64
 }
 
 /// How often the maximum of a row moves, for the weight that it moves most often for.

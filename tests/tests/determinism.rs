@@ -4,6 +4,7 @@
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use regard::{Align, Dtype, Execution, Temperature, View, Weighting};
 use regard_kernels::table::{Kernel, kernels};
+use regard_simd::Extension;
 use regard_tests::{
     Blocks, Case, Engine, Layout, Output, Random, SLOW, Spec, Stored, Tensor, engines, every_kernel, levels, run,
     run_into, setup_for, setup_of, weightings,
@@ -191,7 +192,7 @@ fn any_query_block_and_layout() {
     }
 }
 
-/// All kernels of a level and an element type with one key block give the same bits: register tiles do not decide the order of summation.
+/// All kernels of a level and an extension with one key block give the same bits: register tiles do not decide the order of summation.
 #[test]
 fn any_register_tile() {
     let mut random = Random::new(5);
@@ -199,14 +200,16 @@ fn any_register_tile() {
     let k = Tensor::normal([1, 2, 110, 19], Layout::Bhsd, &mut random);
     let v = Tensor::normal([1, 2, 110, 21], Layout::Bhsd, &mut random);
     for spec in specs(&SLOPES, &TEMPERATURES) {
-        for (level, dtype) in levels().iter().flat_map(|level| [(level, Dtype::F32), (level, Dtype::Bf16)]) {
+        let extensions = [None, Some(Extension::Bf16), Some(Extension::Amx)];
+        for (level, extension) in levels().iter().flat_map(|level| extensions.map(|extension| (level, extension))) {
+            let dtype = if extension.is_some() { Dtype::Bf16 } else { Dtype::F32 };
             let stored = Stored::three([&q, &k, &v], dtype, dtype);
             let problem = Case::stored(spec.clone(), &stored).problem();
             let mut outputs = (kernels(*level).iter())
-                .filter(|kernel| kernel.dtype == dtype)
+                .filter(|kernel| kernel.extension == extension)
                 .map(|kernel| (kernel.name, run(&problem, &setup_for(kernel, 48, 70), Execution::Serial)));
             let Some((first, wanted)) = outputs.next() else {
-                assert_eq!(dtype, Dtype::Bf16, "every level has a kernel for f32");
+                assert!(extension.is_some(), "every level has a kernel for f32");
                 continue;
             };
             for (name, output) in outputs {

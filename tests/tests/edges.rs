@@ -15,7 +15,7 @@ fn run_at(level: Level, case: &Case<'_>) -> Output {
 
 /// The first lanes kernel of a level, and its rows kernel for f32.
 fn engines_at(level: Level) -> [Engine; 2] {
-    [Engine::Lanes(&kernels(level)[0]), Engine::Rows(rows_kernel(level, Dtype::F32, false))]
+    [Engine::Lanes(&kernels(level)[0]), Engine::Rows(rows_kernel(level, Dtype::F32, 1, |_| false))]
 }
 
 #[test]

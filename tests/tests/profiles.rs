@@ -213,7 +213,7 @@ fn profiles_of_a_process() {
 #[test]
 fn a_tuned_reading_serves_calls_of_as_many_rows() {
     for &level in levels() {
-        let rows = rows_kernel(level, Dtype::F32, false);
+        let rows = rows_kernel(level, Dtype::F32, 1, |_| false);
         let machine = Machine::default();
         let mut profile = profile_for(&machine, &kernels(level)[0], 64, 64);
         let tuned = TunedReading { rows: 1, turn: 512, ahead: 77 };

@@ -23,7 +23,7 @@ pub struct Tile {
 /// A compiled kernel. Its name is what profiles store.
 #[derive(Debug)]
 pub struct Kernel {
-    /// `{isa}_lanes_{element type}_{vectors}x{keys}`
+    /// `{isa}_lanes_{element type}_{vectors}x{keys}`, with `amx` before the last part for tile registers
     pub name: &'static str,
     /// The level that it is compiled for.
     pub isa: Isa,
@@ -52,21 +52,23 @@ impl Kernel {
 
 /// # Safety
 /// As for [`Kernel::run`].
-unsafe fn entry<S: Simd, const G: usize, const R: usize, const R1: usize, const PAIRS: bool>(
+unsafe fn entry<S: Simd, const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const TILES: bool>(
     head: &Head<'_>,
     scratch: *mut f32,
     layout: Layout,
 ) {
     // SAFETY: the caller's contract.
-    unsafe { S::assume().vectorize(Lanes::<G, R, R1, PAIRS> { head, scratch, layout }) }
+    unsafe { S::assume().vectorize(Lanes::<G, R, R1, PAIRS, TILES> { head, scratch, layout }) }
 }
 
-/// One line per kernel: vectors x keys, and the keys of a tile of one vector. Those with an extension come last.
+/// One line per kernel: vectors x keys, and the keys of a tile of one vector. Those with an extension come last, and of them that on
+/// tile registers.
 macro_rules! kernels {
     (
         $(#[$meta:meta])* $list:ident, $isa:literal,
         $token:ty: $(($g:literal x $r:literal, $r1:literal)),+
         $(; $extension:ident $extended:ty: $(($eg:literal x $er:literal, $er1:literal)),+)?
+        $(; tiles $tiled:ty: $tg:literal x $tr:literal)?
     ) => {
         $(#[$meta])*
         static $list: &[Kernel] = &[
@@ -76,7 +78,7 @@ macro_rules! kernels {
                 extension: None,
                 dtype: Dtype::F32,
                 tile: Tile { rows: $g * <$token as Simd>::LANES, vectors: $g, keys: $r },
-                run: entry::<$token, $g, $r, $r1, false>,
+                run: entry::<$token, $g, $r, $r1, false, false>,
             },)+
             $($(Kernel {
                 name: concat!($isa, "_lanes_bf16_", $eg, "x", $er),
@@ -84,8 +86,17 @@ macro_rules! kernels {
                 extension: Some(Extension::$extension),
                 dtype: Dtype::$extension,
                 tile: Tile { rows: $eg * <$extended as Simd>::LANES, vectors: $eg, keys: $er },
-                run: entry::<$extended, $eg, $er, $er1, true>,
+                run: entry::<$extended, $eg, $er, $er1, true, false>,
             },)+)?
+            $(Kernel {
+                name: concat!($isa, "_lanes_bf16_amx_", $tg, "x", $tr),
+                isa: <$tiled as Simd>::ISA,
+                extension: Some(Extension::Amx),
+                dtype: Dtype::Bf16,
+                tile: Tile { rows: $tg * <$tiled as Simd>::LANES, vectors: $tg, keys: $tr },
+                // What stands for keys here is for other kernels.
+                run: entry::<$tiled, $tg, 8, 8, true, true>,
+            },)?
         ];
     };
 }
@@ -108,7 +119,8 @@ kernels!(
     #[cfg(target_arch = "x86_64")]
     AVX512, "avx512",
     regard_simd::Avx512: (2 x 8, 8), (2 x 12, 8), (1 x 16, 16);
-    Bf16 regard_simd::Avx512Bf16: (2 x 8, 8), (1 x 16, 16)
+    Bf16 regard_simd::Avx512Bf16: (2 x 8, 8), (1 x 16, 16);
+    tiles regard_simd::Avx512Amx: 2 x 32
 );
 
 // 32 registers; FMA latency times pipes asks for at least 16 accumulators on recent cores.
@@ -161,6 +173,21 @@ pub fn kernels(level: Level) -> &'static [Kernel] {
     let all = of_level(level);
     let runs = |kernel: &&Kernel| kernel.extension.is_none_or(|extension| extension.is_available_at(kernel.isa));
     &all[..all.iter().take_while(runs).count()]
+}
+
+/// The lanes kernels of a level for keys of this element type, the one to use when nothing was measured first:
+/// all with the same extension, one that `may` be used, or none.
+pub fn lanes_kernels(
+    level: Level,
+    dtype: Dtype,
+    may: &dyn Fn(Extension) -> bool,
+) -> impl Iterator<Item = &'static Kernel> + Clone + use<> {
+    let all = kernels(level).iter();
+    let takes = |kernel: &&Kernel| kernel.dtype == Dtype::Bf16 && dtype == Dtype::Bf16;
+    // The last one is the fastest.
+    let extended = all.clone().filter(takes).filter_map(|kernel| kernel.extension).filter(|extension| may(*extension));
+    let extension = extended.last();
+    all.filter(move |kernel| kernel.extension == extension)
 }
 
 /// The names of all kernels of this architecture, whether this machine can run them or not.

@@ -14,18 +14,25 @@
 use crate::{Caches, Machine};
 
 impl Machine {
-    /// Whether products of bf16 pairs are faster than widening the elements and multiplying f32, where there are instructions
+    /// Whether products of bf16 pairs in vectors are faster than widening the elements and multiplying f32, where there are instructions
     /// for both.
     ///
     /// An instruction takes twice as many elements, and where as many of them start in a cycle as multiply-adds of f32 the peak
     /// is twice as high: 236 against 118 GFLOP/s on Zen 4, and 205 against 109 in attention (2048 x 2048, d 128). Intel's cores
     /// start one of 512 bits every other cycle: 112 against 220 GFLOP/s on a Xeon with AMX, 101 against 151 in the same attention,
     /// and for one query against keys in the caches 25 against 45 (83 against 115 for 8 heads of a KV head). Of cores that nobody
-    /// measured it is assumed that instructions are there because they pay.
+    /// measured it is assumed that instructions are there because they pay. Tile registers (AMX) pay wherever they are: 540 to 600
+    /// GFLOP/s in that attention.
     ///
     /// A function of the vendor alone, as results must not depend on what a measurement finds today.
     pub fn bf16_pairs_pay(&self) -> bool {
         self.vendor != INTEL
+    }
+
+    /// Whether products on tile registers (AMX) are faster than those in vectors, where there are any: on Intel's cores, the only
+    /// ones that have them. A machine of another vendor that is planned for on such a core, as records are, has none.
+    pub fn tiles_pay(&self) -> bool {
+        self.vendor == INTEL
     }
 }
 
@@ -250,6 +257,7 @@ mod tests {
         }
         // Nothing else about a machine counts.
         let xeon = Machine { vendor: "GenuineIntel".to_owned(), ..Machine::detect() };
+        assert!(xeon.tiles_pay() && !Machine::default().tiles_pay());
         assert!(!xeon.bf16_pairs_pay() && Machine { vendor: "AuthenticAMD".to_owned(), ..xeon }.bf16_pairs_pay());
     }
 

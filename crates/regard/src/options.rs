@@ -337,8 +337,9 @@ impl<'a> Attention<'a> {
     }
 
     /// Whether q, k and v that are all bf16 are multiplied by bf16 instructions: with `true` wherever the machine has them,
-    /// with `false` never; if never called, where the machine has them and they are faster than widening
-    /// ([`Machine::bf16_pairs_pay`](regard_profile::Machine::bf16_pairs_pay): not on Intel's cores). Products are then added
+    /// with `false` never; if never called, where the machine has them and they are faster than widening: tile registers (AMX)
+    /// wherever there are any, and dot products in vectors not on Intel's cores
+    /// ([`Machine::bf16_pairs_pay`](regard_profile::Machine::bf16_pairs_pay)). Products are then added
     /// in f32, and weights are rounded to bf16 before they meet V (a relative error of up to 2^-8 each). Otherwise, and under
     /// [`Numerics::Portable`], everything is widened to f32. Hard and average-hard attention always is.
     ///
@@ -351,7 +352,7 @@ impl<'a> Attention<'a> {
     /// Whether k and v of int8 may be multiplied as integers for few queries, where the machine has instructions for dot
     /// products of them: true if never called. A query row then has 16 bits of fixed point against its largest element, and so
     /// have the weights of a row in a block of keys, times the scales of the values, against the largest of these: rounding
-    /// errors of up to `1/65534` of that largest magnitude. (Rows of more than 512 elements have fewer bits, as many as leave
+    /// errors of up to `1/65278` of that largest magnitude. (Rows of more than 512 elements have fewer bits, as many as leave
     /// room for the sum, and those of more than 4096 are widened.) Sums of products are exact. With `false`, or
     /// [`Numerics::Portable`], everything is widened to f32. Hard and average-hard attention always is.
     pub fn native_int8(mut self, native: bool) -> Self {

@@ -62,8 +62,8 @@ fn every_combination_is_right() {
 fn check(problem: &Problem<'_>, level: Level) {
     let plan = Plan::new(problem, &setup_of(level));
     // Kernels that multiply bf16 round weights to it, and those that multiply integers round queries and weights to 16 bits.
-    let native = ["_lanes_bf16_", "_rows_bf16_dots"].iter().any(|name| plan.kernel().contains(name));
-    let fixed = plan.kernel().contains("_rows_int8_dots");
+    let native = ["_lanes_bf16_", "_rows_bf16_dots", "_rows_bf16_amx"].iter().any(|name| plan.kernel().contains(name));
+    let fixed = ["_rows_int8_dots", "_rows_int8_amx"].iter().any(|name| plan.kernel().contains(name));
     let rounding = plan.rounding(&problem.sequences()[0]);
     let wanted = reference::attention(problem, rounding);
     let got = common::run_plan(&plan, problem).out;
@@ -231,11 +231,14 @@ fn bf16_instructions_are_taken_where_they_pay() {
             assert_eq!(native.contains("_lanes_bf16_") || native.ends_with("_rows_bf16_dots"), has, "{native}");
             assert_eq!(native != widened, has);
 
+            // Tiles pay where pairs in vectors do not, if there are so many rows.
+            let tiles = Extension::Amx.is_available_at(level.isa()) && !pays && queries == 40;
+            assert_eq!(native.contains("_amx"), tiles, "{native}");
             let by_default = plan(&softmax());
-            assert_eq!(by_default.kernel(), if pays { native } else { widened });
+            assert_eq!(by_default.kernel(), if pays || tiles { native } else { widened });
             // Only who could have had them is told why not.
             let told = |plan: &Plan| plan.explain().to_string().contains("multiplies pairs of bf16 more slowly");
-            assert_eq!(told(&by_default), has && !pays, "{}", by_default.explain());
+            assert_eq!(told(&by_default), has && !pays && !tiles, "{}", by_default.explain());
             for asked in
                 [softmax().native_half(true), softmax().native_half(false), Attention::new(Weighting::HardLeft)]
             {
@@ -301,7 +304,8 @@ fn forms_cross_where_the_chosen_kernel_is_as_fast() {
             let problem = Problem::new(options, zeros, zeros, zeros).unwrap();
             Plan::new(&problem, &setup_where(level, pays)).form_for(&problem, &problem.sequences()[0])
         };
-        let fast = Extension::Bf16.is_available_at(level.isa()) && pays;
+        let tiles = Extension::Amx.is_available_at(level.isa()) && !pays;
+        let fast = Extension::Bf16.is_available_at(level.isa()) && pays || tiles;
         let wanted = if fast { Form::Quadratic } else { Form::Linear };
         for options in [power(), power().native_half(true)] {
             assert_eq!(form(&options), wanted, "{level:?}, {pays}");

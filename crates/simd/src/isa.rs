@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use crate::Portable;
 #[cfg(target_arch = "x86_64")]
-use crate::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
+use crate::{Avx2, Avx512, Avx512Amx, Avx512Bf16, Avx512Vnni};
 #[cfg(target_arch = "aarch64")]
 use crate::{Neon, NeonBf16};
 
@@ -68,7 +68,7 @@ impl FromStr for Isa {
 
 /// Instructions beyond a level, which some machines of the level have: a kernel may need them.
 ///
-/// A token of its own proves them (`Avx512Bf16`, `Avx512Vnni`, `NeonBf16`), which is [`Simd`](crate::Simd) too.
+/// A token of its own proves them (`Avx512Bf16`, `Avx512Vnni`, `Avx512Amx`, `NeonBf16`), which is [`Simd`](crate::Simd) too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Extension {
@@ -76,17 +76,21 @@ pub enum Extension {
     Bf16,
     /// Products of pairs of 16-bit integers, added up in 32 bits.
     Vnni,
+    /// Products of tiles of bf16, added up in f32, and of bytes, added up in 32 bits (AMX-BF16 and AMX-INT8). Where the system
+    /// wants to be asked for it (Linux), to look for it is to ask: the process may use it from then on.
+    Amx,
 }
 
 impl Extension {
     /// All extensions.
-    pub const ALL: [Self; 2] = [Self::Bf16, Self::Vnni];
+    pub const ALL: [Self; 3] = [Self::Bf16, Self::Vnni, Self::Amx];
 
     /// The lower-case name, as in the names of kernels.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Bf16 => "bf16",
             Self::Vnni => "vnni",
+            Self::Amx => "amx",
         }
     }
 
@@ -105,6 +109,8 @@ impl Extension {
             (Self::Bf16, Isa::Avx512) => Avx512Bf16::detect().is_some(),
             #[cfg(target_arch = "x86_64")]
             (Self::Vnni, Isa::Avx512) => Avx512Vnni::detect().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            (Self::Amx, Isa::Avx512) => Avx512Amx::detect().is_some(),
             #[cfg(target_arch = "aarch64")]
             (Self::Bf16, Isa::Neon) => NeonBf16::detect().is_some(),
             _ => false,

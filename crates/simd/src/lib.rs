@@ -8,7 +8,7 @@
 //! A level is a token type ([`Portable`], `Avx2`, `Avx512`, `Neon`) that only detection can make; having one proves that the
 //! machine has the instructions. Work is a struct that implements [`Op`]; [`Level::dispatch`] and [`Simd::vectorize`]
 //! run it inside a function that is compiled for the level. An [`Extension`] of a level has a token of its own
-//! (`Avx512Bf16`, `Avx512Vnni`, `NeonBf16`), which does all that the level does, and some of it with the extension.
+//! (`Avx512Bf16`, `Avx512Vnni`, `Avx512Amx`, `NeonBf16`), which does all that the level does, and some of it with the extension.
 //!
 //! ```
 //! use regard_simd::{Level, Op, Simd};
@@ -68,7 +68,7 @@ pub use pages::advise_large_pages;
 pub use portable::Portable;
 pub use vector::{Op, Simd};
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
+pub use x86_64::{Avx2, Avx512, Avx512Amx, Avx512Bf16, Avx512Vnni, TileRegisters, TileShapes};
 
 /// Writes operations as `#[inline(always)]` methods around a function that enables the level's features.
 ///

@@ -122,6 +122,31 @@ pub fn int16_chains(_level: Level, _iterations: u64) -> Option<u64> {
     None
 }
 
+/// Runs `iterations` passes over independent chains of products of tiles of bf16, and gives the number of floating point operations
+/// that this took: 2 for each multiplication and addition.
+///
+/// `None` where [`Extension::Amx`] is not to be had at the level. Otherwise as [`fma_chains`].
+pub fn bf16_tile_chains(level: Level, iterations: u64) -> Option<u64> {
+    tile_chains(level, iterations, false)
+}
+
+/// The same of bytes, and the number of integer operations.
+pub fn int8_tile_chains(level: Level, iterations: u64) -> Option<u64> {
+    tile_chains(level, iterations, true)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn tile_chains(level: Level, iterations: u64, bytes: bool) -> Option<u64> {
+    let token = crate::Avx512Amx::detect().filter(|_| matches!(level, Level::Avx512(_)))?;
+    Some(iterations * x86_64::tile_chains(token, iterations, bytes))
+}
+
+/// No other architecture has tiles.
+#[cfg(not(target_arch = "x86_64"))]
+fn tile_chains(_level: Level, _iterations: u64, _bytes: bool) -> Option<u64> {
+    None
+}
+
 /// The chains of the portable level. Gives the floating point operations of one pass.
 #[inline(never)]
 fn portable_chains(iterations: u64) -> u64 {

@@ -39,6 +39,8 @@ fn lane_sums(token: Token, rows: &[[f32; MAX_LANES]; MAX_LANES]) -> [Vec<f32>; 2
         Token::Avx512Bf16(token) => token.vectorize(Sums::<16>(rows)),
         #[cfg(target_arch = "x86_64")]
         Token::Avx512Vnni(token) => token.vectorize(Sums::<16>(rows)),
+        #[cfg(target_arch = "x86_64")]
+        Token::Avx512Amx(token) => token.vectorize(Sums::<16>(rows)),
         #[cfg(target_arch = "aarch64")]
         Token::Level(Level::Neon(token)) => token.vectorize(Sums::<4>(rows)),
         #[cfg(target_arch = "aarch64")]

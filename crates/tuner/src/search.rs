@@ -166,7 +166,7 @@ impl<'a> Search<'a> {
         progress(Progress { fraction: 0.0, what: "measuring the ceilings", leader: None, seconds_left: self.seconds });
         let measured = ceilings(self.level, self.machine);
         let peak_of = |arithmetic| FmaProbe::of_dots(self.level, arithmetic).map(|probe| probe.sample());
-        let peaks_of_dots = [Arithmetic::Bf16Dots, Arithmetic::Int16Dots].map(|kind| (kind, peak_of(kind)));
+        let peaks_of_dots = Arithmetic::DOTS.map(|kind| (kind, peak_of(kind)));
         let contests = self.contests();
         let mut live = Live::new(self.level, self.machine, &self.anchors, &contests, start, self.stop);
         let (settled, crossovers) = self.settled(&contests);

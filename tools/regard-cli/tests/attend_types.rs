@@ -137,7 +137,7 @@ fn bytes_with_scales() {
     assert_eq!(tool(&place, &tensors, "--dtype int8"), expected);
     // Multiplied out, which rounds in another place.
     let widened = tool(&place, &tensors, "--dtype f32");
-    assert!(widened.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5));
+    assert!(widened.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 3e-5));
     // One scale for all.
     tensors.insert("k_scale".to_owned(), f32s(&[1, 1, 1], &[0.01]));
     tool(&place, &tensors, "");

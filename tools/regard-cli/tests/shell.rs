@@ -167,7 +167,8 @@ fn explanations_of_types_and_sequences() {
         Place::new().succeed(&line.split_whitespace().collect::<Vec<_>>())
     };
     let has = regard_simd::Extension::Bf16.is_available_at(regard::Level::from_env().unwrap().isa());
-    let pays = regard_profile::Machine::detect().bf16_pairs_pay();
+    let tiles = regard_simd::Extension::Amx.is_available_at(regard::Level::from_env().unwrap().isa());
+    let pays = tiles || regard_profile::Machine::detect().bf16_pairs_pay();
     for (options, multiplied, excused) in
         [("", has && pays, has && !pays), ("--native-half", has, false), ("--no-native-half", false, false)]
     {

@@ -10,10 +10,14 @@ use super::pairs::PairWeights;
 use super::scores::Scores;
 use super::segments::{Segment, Segments};
 use super::streams::Streams;
+#[cfg(target_arch = "x86_64")]
+use super::tiles::{GRAIN, TileAccumulate, TileAccumulateSeen, TileScores};
 use super::{Lanes, MASKED, Subtile, WRITTEN};
 use crate::weighting::{Block, Step};
 
-impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'_, G, R, R1, PAIRS> {
+impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const TILES: bool>
+    Lanes<'_, G, R, R1, PAIRS, TILES>
+{
     /// One key block against one sub-tile. `careful` keeps values away from lanes that do not see their key; otherwise
     /// they are multiplied by a weight of zero, which is the same unless they are NaN or Inf.
     #[inline(always)]
@@ -44,6 +48,16 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         unsafe { *tile.touched |= WRITTEN };
         if PAIRS {
             self.pair_weights(s, tile, whole);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if TILES {
+            let all = self.tile_products::<S>(tile, keys, (key, part), alpha, fresh);
+            if careful {
+                s.vectorize(TileAccumulateSeen { all, segments: segments.as_slice(), visible });
+            } else {
+                s.vectorize(all);
+            }
+            return;
         }
         if careful {
             s.vectorize(AccumulateSeen::<PAIRS> {
@@ -201,6 +215,25 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
     ) {
         let lanes = G * S::LANES;
         let full = self.full::<S>(tile, keys);
+        #[cfg(target_arch = "x86_64")]
+        if TILES {
+            // SAFETY: segments lie within the block.
+            unsafe {
+                let (scores, max, _, _) = self.block_arrays();
+                s.vectorize(TileScores {
+                    q: tile.queries,
+                    k: keys.k.data.add(segment.key * keys.k.stride),
+                    k_stride: keys.k.stride,
+                    scores: scores.add(segment.key * lanes),
+                    max: if take_max { max } else { std::ptr::null_mut() },
+                    lanes,
+                    keys: segment.keys,
+                    words: self.words(),
+                    vectors: Self::vectors::<S>(tile),
+                });
+            }
+            return;
+        }
         let prefetch = segment.key < streams.rows();
         let streams = streams.starting(segment.key);
         macro_rules! product {
@@ -243,7 +276,33 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         unsafe {
             let (scores, _, _, _) = self.block_arrays();
             let (from, to) = (scores.add(key * lanes), scores.add(key / 2 * lanes));
-            s.vectorize(PairWeights { from, to, lanes, keys, vectors: Self::vectors::<S>(tile) });
+            let granule = if TILES { Self::GRANULE } else { 2 };
+            s.vectorize(PairWeights { from, to, lanes, keys, granule, vectors: Self::vectors::<S>(tile) });
+        }
+    }
+
+    /// The value product of some keys of a block on tile registers.
+    #[cfg(target_arch = "x86_64")]
+    fn tile_products<S: Simd>(
+        &self,
+        tile: Subtile,
+        block: KeyBlock,
+        (key, keys): (usize, usize),
+        alpha: *const f32,
+        fresh: bool,
+    ) -> TileAccumulate {
+        // SAFETY: the layout has room for the arrays.
+        let (scores, _, _, _) = unsafe { self.block_arrays() };
+        TileAccumulate {
+            weights: scores,
+            v: block.v.data,
+            out: tile.outputs,
+            alpha,
+            fresh,
+            lanes: G * S::LANES,
+            chunks: key / GRAIN..(key + keys).div_ceil(GRAIN),
+            d_v: self.head.d_v,
+            vectors: Self::vectors::<S>(tile),
         }
     }
 

@@ -10,7 +10,9 @@ use crate::source::{PartialRows, Target};
 use crate::tensor::Dtype;
 use crate::weighting::{FinishArgs, Kind, MAX_STATE};
 
-impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'_, G, R, R1, PAIRS> {
+impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const TILES: bool>
+    Lanes<'_, G, R, R1, PAIRS, TILES>
+{
     /// Writes the results of a sub-tile, after its last block. Where that takes another look at all of them, they are
     /// loaded again, in the place of the block at hand; the last one loaded is that block again, for the other
     /// sub-tiles.

@@ -4,6 +4,8 @@ use regard_simd::{Op, Simd};
 
 use super::pairs::{GatherPairs, Interleave};
 use super::streams::{LINE, Stream, Streams};
+#[cfg(target_arch = "x86_64")]
+use super::tiles::TileValues;
 use super::{Lanes, Subtile};
 use crate::source::{Source, Widen};
 use crate::tensor::Dtype;
@@ -26,7 +28,8 @@ pub(super) struct KeyBlock {
     pub(super) v: Rows,
 }
 
-/// Rows of f32 or of pairs: in those of K, a pair is of two columns, in those of V, of two keys.
+/// Rows of f32 or of pairs: in those of K, a pair is of two columns, in those of V, of two keys. As tiles, values are `[32 keys][column]`
+/// `[pair of keys]`, and the stride is that of columns, of which there are whole tiles.
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
     pub(super) data: *const f32,
@@ -96,7 +99,9 @@ impl Rows {
     const NONE: Self = Self { data: std::ptr::null(), stride: 0, in_place: true };
 }
 
-impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'_, G, R, R1, PAIRS> {
+impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const TILES: bool>
+    Lanes<'_, G, R, R1, PAIRS, TILES>
+{
     /// Columns of a row that [`LINE`] columns of the score product stand for.
     const COLUMNS: usize = if PAIRS { 2 * LINE } else { LINE };
 
@@ -153,8 +158,14 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         // SAFETY: the layout has room for it, and the values of the block exist.
         unsafe {
             if *known == UNKNOWN {
-                let rows = if PAIRS { keys.len.div_ceil(2) } else { keys.len };
-                let all = s.vectorize(AllFinite::<PAIRS> { rows: keys.v, count: rows, columns: self.head.d_v });
+                let (count, columns) = match (PAIRS, TILES) {
+                    // Rows are those of tiles.
+                    (_, true) => (keys.v.stride * keys.len.div_ceil(Self::GRANULE), S::LANES),
+                    (true, false) => (keys.len.div_ceil(2), self.head.d_v),
+                    (false, false) => (keys.len, self.head.d_v),
+                };
+                let rows = if TILES { Rows { stride: S::LANES, ..keys.v } } else { keys.v };
+                let all = s.vectorize(AllFinite::<PAIRS> { rows, count, columns });
                 *known = if all { FINITE } else { NOT_FINITE };
             }
             *known == FINITE
@@ -184,10 +195,11 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
         let run = source.run(first);
         // Pairs are read as f32 are, so they must lie as f32 do.
         let aligned = (run.data.addr() | source.row_bytes()).is_multiple_of(align_of::<f32>());
-        if aligned && columns.is_multiple_of(2) && run.rows >= rows && !self.head.copy {
+        let whole = columns.is_multiple_of(if TILES { Self::GRANULE } else { 2 });
+        if aligned && whole && run.rows >= rows && !self.head.copy {
             return Rows { data: run.data.cast(), stride: source.row_bytes() / size_of::<f32>(), in_place: true };
         }
-        s.vectorize(GatherPairs { source, first, rows, columns, to: scratch });
+        s.vectorize(GatherPairs { source, first, rows, columns, words: self.words(), to: scratch });
         Rows { data: scratch, stride: self.words(), in_place: false }
     }
 
@@ -202,6 +214,11 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
             return unsafe { self.rows(s, place, source, columns, scratch) };
         }
         debug_assert!(source.dtype == Dtype::Bf16);
+        #[cfg(target_arch = "x86_64")]
+        if TILES {
+            s.vectorize(TileValues { source, first: place.first, rows: place.len, columns, to: scratch });
+            return Rows { data: scratch, stride: columns.next_multiple_of(S::LANES), in_place: false };
+        }
         s.vectorize(Interleave { source, first: place.first, rows: place.len, columns, to: scratch });
         Rows { data: scratch, stride: columns, in_place: false }
     }

@@ -40,6 +40,8 @@ mod select_first;
 pub(crate) mod streams;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tiles;
 
 use regard_simd::{Element, Op, Simd, bf16, f16};
 
@@ -54,8 +56,16 @@ use self::select_first::BestFirst;
 use crate::tensor::Dtype;
 
 /// One call: `G` vectors of lanes in a sub-tile, `R` keys or columns in a register tile; `R1` where a single vector is
-/// left, which has registers for more. With `PAIRS` the arithmetic is that of [`pairs`], for keys and values of bf16.
-pub(crate) struct Lanes<'a, const G: usize, const R: usize, const R1: usize, const PAIRS: bool> {
+/// left, which has registers for more. With `PAIRS` the arithmetic is that of [`pairs`], for keys and values of bf16; with `TILES`
+/// too, pairs are multiplied on tile registers.
+pub(crate) struct Lanes<
+    'a,
+    const G: usize,
+    const R: usize,
+    const R1: usize,
+    const PAIRS: bool,
+    const TILES: bool = false,
+> {
     pub(crate) head: &'a Head<'a>,
     /// `Layout::len` f32, aligned to 64 bytes.
     pub(crate) scratch: *mut f32,
@@ -86,12 +96,16 @@ struct Subtile {
     touched: *mut u64,
 }
 
-impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Op for Lanes<'_, G, R, R1, PAIRS> {
+impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const TILES: bool> Op
+    for Lanes<'_, G, R, R1, PAIRS, TILES>
+{
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         const { assert!(G * S::LANES <= 64, "a lane is a bit of a u64") };
+        #[cfg(target_arch = "x86_64")]
+        let _held = TILES.then(tiles::hold);
         let lanes = G * S::LANES;
         let subtiles = self.head.rows.div_ceil(lanes);
         if let Some(prune) = &self.head.prune {
@@ -144,14 +158,25 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Op for 
     }
 }
 
-impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'_, G, R, R1, PAIRS> {
+impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const TILES: bool>
+    Lanes<'_, G, R, R1, PAIRS, TILES>
+{
     /// Segment ends are multiples of this many keys from the block's start, so that register tiles stay whole. Even, as
     /// weightings sum even and odd places apart.
-    const GRANULE: usize = if R.is_multiple_of(2) { R } else { 2 * R };
+    const GRANULE: usize = match (TILES, R.is_multiple_of(2)) {
+        (true, _) => 32,
+        (false, true) => R,
+        (false, false) => 2 * R,
+    };
 
     /// Elements of a packed row of queries, and of a row of keys.
     fn words(&self) -> usize {
-        if PAIRS { self.head.d.div_ceil(2) } else { self.head.d }
+        match (PAIRS, TILES) {
+            // Whole tiles, with zeros past the last column.
+            (_, true) => self.head.d.next_multiple_of(Self::GRANULE) / 2,
+            (true, false) => self.head.d.div_ceil(2),
+            (false, false) => self.head.d,
+        }
     }
 
     #[inline(always)]
@@ -261,6 +286,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
             row_bytes,
             rows: tile.rows.rows,
             d: head.d,
+            words: self.words(),
             packed: tile.queries,
             lanes: G * S::LANES,
             negate: self.turned(),

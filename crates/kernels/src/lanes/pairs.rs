@@ -45,7 +45,9 @@ pub(super) struct PackPairs {
     pub(super) row_bytes: usize,
     pub(super) rows: usize,
     pub(super) d: usize,
-    /// `[d / 2, rounded up][lanes]`
+    /// Pairs of a packed row, `d / 2` rounded up or more: the others are zero.
+    pub(super) words: usize,
+    /// `[words][lanes]`
     pub(super) packed: *mut f32,
     pub(super) lanes: usize,
     /// Whether to turn the sign.
@@ -112,6 +114,10 @@ impl Op for PackPairs {
                 }
             }
         }
+        for at in words * self.lanes..self.words * self.lanes {
+            // SAFETY: `packed` has as many rows.
+            unsafe { *self.packed.add(at) = 0.0 };
+        }
         if self.negate {
             for at in 0..words * self.lanes {
                 // SAFETY: `packed` has `words` rows of `lanes`.
@@ -129,6 +135,8 @@ pub(super) struct PairWeights {
     pub(super) to: *mut f32,
     pub(super) lanes: usize,
     pub(super) keys: usize,
+    /// Keys that are missing for a multiple of this have a weight of zero. Even.
+    pub(super) granule: usize,
     /// Vectors of lanes.
     pub(super) vectors: usize,
 }
@@ -152,6 +160,14 @@ impl Op for PairWeights {
                 // SAFETY: as above.
                 unsafe { s.store(to.add(at), s.pair_bf16(s.load(from.add(at)), s.zero())) };
             }
+            to = to.wrapping_add(self.lanes);
+        }
+        for _ in self.keys.div_ceil(2)..self.keys.next_multiple_of(self.granule) / 2 {
+            for at in (0..self.vectors * S::LANES).step_by(S::LANES) {
+                // SAFETY: there is room for a multiple of the granule.
+                unsafe { s.store(to.add(at), s.zero()) };
+            }
+            to = to.wrapping_add(self.lanes);
         }
     }
 }
@@ -164,7 +180,9 @@ pub(super) struct GatherPairs<'a> {
     pub(super) first: usize,
     pub(super) rows: usize,
     pub(super) columns: usize,
-    /// `[rows][columns / 2, rounded up]`
+    /// Pairs of a row in its new place, `columns / 2` rounded up or more: the others are zero.
+    pub(super) words: usize,
+    /// `[rows][words]`
     pub(super) to: *mut f32,
 }
 
@@ -173,16 +191,15 @@ impl Op for GatherPairs<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _s: S) {
-        let words = self.columns.div_ceil(2);
         for row in 0..self.rows {
             let from = self.source.run(self.first + row).data.cast::<bf16>();
             // SAFETY: the source has the rows, of `columns` elements, and `to` has room for them (contract of the
             // struct, made by `Lanes`).
             unsafe {
-                let to = self.to.add(row * words).cast::<bf16>();
+                let to = self.to.add(row * self.words).cast::<bf16>();
                 to.copy_from_nonoverlapping(from, self.columns);
-                if self.columns < 2 * words {
-                    *to.add(self.columns) = bf16::ZERO;
+                for c in self.columns..2 * self.words {
+                    *to.add(c) = bf16::ZERO;
                 }
             }
         }

@@ -34,7 +34,9 @@ pub(crate) enum Survey {
     Best(*mut u32),
 }
 
-impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'_, G, R, R1, PAIRS> {
+impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const TILES: bool>
+    Lanes<'_, G, R, R1, PAIRS, TILES>
+{
     /// Says what the rows of a call would want.
     #[inline(always)]
     pub(super) fn survey<S: Simd>(&self, s: S, survey: Survey) {

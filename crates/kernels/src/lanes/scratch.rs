@@ -68,13 +68,15 @@ impl Layout {
             end = end.saturating_add(len.checked_next_multiple_of(LINE).unwrap_or(usize::MAX));
             start
         };
+        // Tiles of keys and columns are whole.
+        let tiled = |n: usize| n.checked_next_multiple_of(2 * LINE).unwrap_or(usize::MAX);
         let copied = if copy { key_block } else { 0 };
         // One more for rows that are gathered from all others.
         let subtiles = subtiles.saturating_add(usize::from(index_blocks > 0));
         Self {
-            queries: take([subtiles, d, lanes]),
+            queries: take([subtiles, tiled(d), lanes]),
             outputs: take([subtiles, d_v, lanes]),
-            scores: take([1, key_block, lanes]),
+            scores: take([1, tiled(key_block), lanes]),
             state: take([subtiles, state, lanes]),
             gain: take([1, subtiles, lanes]),
             shift: take([1, subtiles, lanes]),
@@ -83,8 +85,8 @@ impl Layout {
             max: take([1, 1, lanes]),
             alpha: take([1, 1, lanes]),
             visible: take([1, 2, key_block]),
-            keys: take([1, copied, d]),
-            values: take([1, copied, d_v]),
+            keys: take([1, copied, tiled(d)]),
+            values: take([1, tiled(copied), tiled(d_v)]),
             finite: take([1, 1, 2]),
             bounds: take([1, index_blocks, lanes]),
             wanted: take([subtiles, index_blocks, 2]),

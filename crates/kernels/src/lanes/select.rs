@@ -10,7 +10,9 @@ use crate::table::KEY_BLOCKS;
 use crate::tensor::Dtype;
 use crate::weighting::slot;
 
-impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'_, G, R, R1, PAIRS> {
+impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const TILES: bool>
+    Lanes<'_, G, R, R1, PAIRS, TILES>
+{
     /// Rows of hard attention: the row of V of each lane's key.
     ///
     /// # Safety

@@ -41,11 +41,19 @@ struct Owner {
 }
 
 /// All rows of a call.
-pub(super) struct BestFirst<'a, 'b, const G: usize, const R: usize, const R1: usize, const PAIRS: bool>(
-    pub(super) &'a Lanes<'b, G, R, R1, PAIRS>,
-);
+pub(super) struct BestFirst<
+    'a,
+    'b,
+    const G: usize,
+    const R: usize,
+    const R1: usize,
+    const PAIRS: bool,
+    const TILES: bool,
+>(pub(super) &'a Lanes<'b, G, R, R1, PAIRS, TILES>);
 
-impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Op for BestFirst<'_, '_, G, R, R1, PAIRS> {
+impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const TILES: bool> Op
+    for BestFirst<'_, '_, G, R, R1, PAIRS, TILES>
+{
     type Output = ();
 
     #[inline(always)]
@@ -65,7 +73,9 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Op for 
     }
 }
 
-impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'_, G, R, R1, PAIRS> {
+impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const TILES: bool>
+    Lanes<'_, G, R, R1, PAIRS, TILES>
+{
     /// Whether the rows of the call select by [`BestFirst`]. A span of the keys may not hold the best block.
     pub(super) fn looks_at_best_first(&self) -> bool {
         let head = self.head;
@@ -289,7 +299,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool> Lanes<'
     }
 
     /// A block of the index, as many keys at a time as there is room for.
-    fn parts(&self, block: usize) -> impl Iterator<Item = Place> + use<G, R, R1, PAIRS> {
+    fn parts(&self, block: usize) -> impl Iterator<Item = Place> + use<G, R, R1, PAIRS, TILES> {
         let (first, most) = (block * INDEX_BLOCK, self.head.key_block);
         let end = (first + INDEX_BLOCK).min(self.head.keys);
         (first..end).step_by(most).map(move |first| Place { first, len: most.min(end - first) })

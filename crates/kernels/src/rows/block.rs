@@ -143,7 +143,7 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
         let unit = self.unit;
         let row_bytes = unit.d.max(unit.d_v) * size_of::<F::Element>();
         let keys = (unit.reading.turn / row_bytes.max(1)).clamp(1, unit.key_block);
-        keys.next_multiple_of(2 * self.group(0, 0).step_keys)
+        keys.next_multiple_of((2 * self.group(0, 0).step_keys).max(F::TURN_KEYS))
     }
 
     /// Whether a source is left to the processor: its rows lie one after the other, and nothing is asked for.
@@ -362,7 +362,7 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
             ahead => ahead,
         };
         let gathered = self.scratch.wrapping_add(self.layout.values);
-        for piece in Pieces::new(&unit.v, part.keys, unit.d_v, ahead, T::LANES, gathered) {
+        for piece in Pieces::new(&unit.v, part.keys, unit.d_v, ahead, T::LANES.max(F::RUN_KEYS), gathered) {
             let place = part.place + piece.place;
             T::accumulate::<S, F>(
                 s,

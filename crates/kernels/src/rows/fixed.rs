@@ -3,7 +3,7 @@
 //! A query row and the weights of a row in a block become whole multiples of a quantum of their own, the largest magnitude over
 //! [`limit`]. That is up to 15 bits and a sign, and as many as leave room in 32 bits for the sum of all products with bytes. The
 //! error of an element, or of a weight (times the scale of its value), is at most half a quantum, but for a few `2^-24` of its
-//! own size: `1/65534` of the largest in rows of up to 512 columns and blocks of up to 512 keys. Nothing else is rounded until
+//! own size: `1/65278` of the largest in rows of up to 512 columns and blocks of up to 512 keys. Nothing else is rounded until
 //! the sum becomes f32.
 //!
 //! If magnitudes are infinite, the quantum is: infinite numbers are the only ones that count then.
@@ -22,8 +22,11 @@ pub(crate) struct Fixed;
 /// The largest number in fixed point: the sum of `terms` products with bytes fits in 32 bits.
 fn limit(terms: usize) -> f32 {
     let fits = i32::MAX as usize / 128 / terms.max(1);
-    fits.clamp(1, i16::MAX as usize) as f32
+    fits.clamp(1, LARGEST) as f32
 }
+
+/// The largest number whose high byte, of two signed ones, is no more than 127: half a byte less than 15 bits hold.
+const LARGEST: usize = 127 * 256 + 127;
 
 /// The larger magnitude, where `f32::max` would pass over NaN.
 fn larger(largest: f32, x: f32) -> f32 {
@@ -45,6 +48,12 @@ fn multiple(x: f32, quantum: f32) -> f32 {
     } else {
         0.0
     }
+}
+
+/// The same, rounded to the nearest integer, ties to even; NaN, whose quantum is NaN, becomes any number.
+pub(super) fn whole_multiple(x: f32, quantum: f32) -> i16 {
+    // As bits, the sum has the integer in its low half: `round_ties_even` would be a call for each element.
+    (multiple(x, quantum) + 12_582_912.0).to_bits() as i16
 }
 
 impl Product for Fixed {
@@ -92,6 +101,9 @@ impl Pairs for Fixed {
 
 impl Form for Fixed {
     type Element = i8;
+    type Held = ();
+
+    fn hold(_row_lanes: usize) {}
 
     fn quantum(query: impl ExactSizeIterator<Item = f32>) -> f32 {
         let limit = limit(query.len());
@@ -101,11 +113,8 @@ impl Form for Fixed {
     unsafe fn put_query(to: *mut f32, [r, c, rows, lanes]: [usize; 4], value: f32, quantum: f32) {
         let width = <Self as Product>::LANE_COLUMNS * lanes;
         let word = (c / width * rows + r) * width + c % width;
-        // As bits, the sum has the nearest integer in its low half: `round_ties_even` would be a call for each element.
-        // (NaN has anything there, and NaN for its quantum.)
-        let multiple = (multiple(value, quantum) + 12_582_912.0).to_bits() as i16;
         // SAFETY: the caller's contract.
-        unsafe { *to.cast::<i16>().add(word) = multiple };
+        unsafe { *to.cast::<i16>().add(word) = whole_multiple(value, quantum) };
     }
 
     #[inline(always)]
@@ -115,8 +124,7 @@ impl Form for Fixed {
 
     #[inline(always)]
     fn prepare<S: Simd>(s: S, weights: Weights) {
-        s.vectorize(Largest(weights));
-        set_quanta(weights);
+        scale(s, weights);
         s.vectorize(PairWeights(weights));
     }
 
@@ -141,6 +149,25 @@ impl Form for Fixed {
 unsafe fn load<S: Simd>(s: S, p: *const i8, len: usize) -> S::F32 {
     // SAFETY: the caller's contract.
     unsafe { if len == 2 * S::LANES { s.load_words(p) } else { s.load_first_words(p, len) } }
+}
+
+/// Multiplies weights with the scales of values, and finds their quanta.
+#[inline(always)]
+pub(super) fn scale<S: Simd>(s: S, weights: Weights) {
+    s.vectorize(Largest(weights));
+    set_quanta(weights);
+}
+
+/// What scaled weights of each lane are to be multiplied with: the inverse of its quantum, or 1 where they are multiples already.
+///
+/// # Safety
+/// There is a vector of quanta.
+#[inline(always)]
+pub(super) unsafe fn inverse<S: Simd>(s: S, weights: &Weights) -> S::F32 {
+    // SAFETY: the caller's contract.
+    let quanta = unsafe { s.load(weights.quanta) };
+    let one = s.splat(1.0);
+    s.select(s.eq(quanta, s.splat(f32::INFINITY)), one, s.div(one, quanta))
 }
 
 /// Multiplies weights with the scales of values, clears those of keys that are not seen, and writes the largest magnitude of
@@ -203,12 +230,10 @@ impl Op for PairWeights {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Weights { weights, quanta, steps, row_lanes, .. } = self.0;
+        let Weights { weights, steps, row_lanes, .. } = self.0;
         // SAFETY: there is a vector for each step, and one more, and one of quanta.
         unsafe {
-            let quanta = s.load(quanta);
-            let one = s.splat(1.0);
-            let inverse = s.select(s.eq(quanta, s.splat(f32::INFINITY)), one, s.div(one, quanta));
+            let inverse = inverse(s, &self.0);
             for step in 0..steps {
                 let p = weights.add(step * S::LANES);
                 // The next key has the same quantum.

@@ -14,6 +14,19 @@ pub(crate) trait Form: 'static {
     /// The element type of K and V.
     type Element: Element;
 
+    /// What a call holds while it computes.
+    type Held;
+
+    /// Runs of keys that are no multiple of this, but for the last one of a block, are put together first: the order of summation
+    /// depends on where they end.
+    const RUN_KEYS: usize = 1;
+
+    /// Keys of a turn are a multiple of this.
+    const TURN_KEYS: usize = 1;
+
+    /// Prepares this thread for rows that take this many lanes of a step.
+    fn hold(row_lanes: usize) -> Self::Held;
+
     /// What `1` is to be worth in a packed query of these elements.
     fn quantum(_query: impl ExactSizeIterator<Item = f32>) -> f32 {
         1.0
@@ -92,6 +105,9 @@ impl<E: Element> Product for Widened<E> {
 
 impl<E: Element> Form for Widened<E> {
     type Element = E;
+    type Held = ();
+
+    fn hold(_row_lanes: usize) {}
 
     unsafe fn put_query(to: *mut f32, [r, c, rows, lanes]: [usize; 4], value: f32, _quantum: f32) {
         let width = 2 * lanes;
@@ -155,6 +171,9 @@ impl Pairs for Dots {
 
 impl Form for Dots {
     type Element = bf16;
+    type Held = ();
+
+    fn hold(_row_lanes: usize) {}
 
     unsafe fn put_query(to: *mut f32, [r, c, rows, lanes]: [usize; 4], value: f32, _quantum: f32) {
         let (word, half) = query_place(rows, r, c, lanes);

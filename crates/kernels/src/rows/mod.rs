@@ -22,6 +22,8 @@
 //! are, its place among them, the order of pages, or the thread.
 
 mod accumulate;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub(crate) mod args;
 mod ask;
 mod block;
@@ -100,6 +102,7 @@ impl<F: Form, T: Tiles> Op for Rows<'_, F, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         const { assert!(T::LANES == S::LANES && S::LANES <= 16) };
+        let _held = F::hold(T::LANES / self.group(0, 0).step_keys);
         for index in 0..self.groups() {
             self.pack(self.group(index, 0));
             self.begin(self.group(index, 0));

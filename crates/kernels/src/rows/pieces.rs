@@ -11,7 +11,7 @@ pub(super) struct Pieces<'a> {
     ahead: usize,
     /// Keys that were taken.
     done: usize,
-    /// Where the block was put together, if its pages are no whole number of vectors of scores.
+    /// Where the block was put together, if its pages are not of whole runs.
     gathered: Option<*const u8>,
 }
 
@@ -27,20 +27,20 @@ pub(super) struct Piece {
 }
 
 impl<'a> Pieces<'a> {
-    /// `gathered` has room for the block.
+    /// Runs have a multiple of `run_keys` keys, but for the last one; `gathered` has room for the block.
     #[inline(always)]
     pub(super) fn new(
         source: &'a Source<'a>,
         keys: KeyBlock,
         columns: usize,
         ahead_bytes: usize,
-        lanes: usize,
+        run_keys: usize,
         gathered: *mut f32,
     ) -> Self {
         let row_bytes = columns * source.dtype.bytes();
         let ahead = if ahead_bytes == 0 { 0 } else { ahead_bytes.div_ceil(row_bytes.max(1)) };
         let mut pieces = Self { source, keys, columns, ahead, done: 0, gathered: None };
-        let broken = source.page_rows().is_some_and(|rows| !rows.is_multiple_of(lanes));
+        let broken = source.page_rows().is_some_and(|rows| !rows.is_multiple_of(run_keys));
         if broken && source.run(keys.first).rows < keys.keys {
             pieces.gather(gathered.cast(), row_bytes);
         }

@@ -25,9 +25,9 @@ pub(crate) struct Sizes {
 /// f32 of a cache line: every array starts at one.
 const LINE: usize = 16;
 
-/// f32 of the packed queries of a group, in any form: whole units of two vectors, and of two rows at least.
+/// f32 of the packed queries of a group, in any form: whole units of four vectors, and of two rows at least.
 pub(crate) fn query_len(rows: usize, d: usize, lanes: usize) -> usize {
-    d.checked_next_multiple_of(2 * lanes).unwrap_or(usize::MAX).saturating_mul(rows.max(2))
+    d.checked_next_multiple_of(4 * lanes).unwrap_or(usize::MAX).saturating_mul(rows.max(2))
 }
 
 /// Offsets of the arrays of group 0, in f32; those of other groups are `group` further on each.
@@ -35,8 +35,9 @@ pub(crate) fn query_len(rows: usize, d: usize, lanes: usize) -> usize {
 pub(crate) struct Layout {
     /// `[unit][row][2 * lanes]`
     pub(crate) queries: usize,
-    /// `[unit][row][2 * lanes]` each
+    /// `[unit][row][2 * lanes]`
     pub(crate) sums: usize,
+    /// As the form likes: whole units of four vectors, of two parts for a power of two of rows.
     pub(crate) block_sums: usize,
     /// `[side][step][lanes]`
     pub(crate) scores: usize,
@@ -86,7 +87,7 @@ impl Layout {
         let mut layout = Self {
             queries: take([1, 1, query_len(group_rows, d, lanes)]),
             sums: take([1, group_rows, padded(d_v)]),
-            block_sums: take([1, group_rows, padded(d_v)]),
+            block_sums: take([2, group_rows.next_power_of_two(), padded(padded(d_v).saturating_add(unit))]),
             scores: take([1, 2, side]),
             visible: take([1, 2, steps]),
             state: take([1, state, lanes]),

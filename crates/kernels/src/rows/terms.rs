@@ -50,8 +50,9 @@ impl Op for Terms<'_> {
         }
         let lowest = s.splat(f32::NEG_INFINITY);
         let places = Places::new(s, &self);
-        let mut max = lowest;
-        for step in 0..steps {
+        let plain = if terms { 0 } else { self.masked_from.min(steps) };
+        let mut max = self.plain(s, plain);
+        for step in plain..steps {
             self.ask.step(s, step);
             // SAFETY: the arrays have a vector or a word for each step.
             unsafe {
@@ -106,6 +107,31 @@ impl<S: Simd> Places<S> {
 }
 
 impl Terms<'_> {
+    /// The first steps, of which there is nothing but their scales and their maximum: they are what most calls consist of.
+    #[inline(always)]
+    fn plain<S: Simd>(&self, s: S, steps: usize) -> S::F32 {
+        // As many maxima as hide the latency of their chains.
+        let mut max = [s.splat(f32::NEG_INFINITY); 4];
+        // SAFETY: the arrays have a vector for each step.
+        unsafe {
+            for step in (0..steps).step_by(4) {
+                for i in 0..4 {
+                    if step + i < steps {
+                        self.ask.step(s, step + i);
+                        let p = self.scores.add((step + i) * S::LANES);
+                        let mut score = s.load(p);
+                        if !self.k_scales.is_null() {
+                            score = s.mul(score, s.load(self.k_scales.add((step + i) * S::LANES)));
+                            s.store(p, score);
+                        }
+                        max[i] = s.max(score, max[i]);
+                    }
+                }
+            }
+        }
+        s.max(s.max(max[0], max[1]), s.max(max[2], max[3]))
+    }
+
     #[inline(always)]
     fn with_terms<S: Simd>(&self, s: S, score: S::F32, step: usize, places: &Places<S>) -> S::F32 {
         let unit = self.unit;

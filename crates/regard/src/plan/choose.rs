@@ -1,13 +1,12 @@
 //! Kernels and blocks: from the profile, or from the model.
 
 use regard_kernels::launch::Choice;
-use regard_kernels::table::{KEY_BLOCKS, Kernel, kernels, rows_kernel};
-use regard_kernels::tensor::Dtype;
+use regard_kernels::table::{KEY_BLOCKS, Kernel, lanes_kernels, rows_kernel};
 use regard_kernels::{Prefetch, Reading};
 use regard_profile::{
     Caches, ClassRef, Config, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, preferred_tile, prefetch, rows_key_block, tiles,
 };
-use regard_simd::Level;
+use regard_simd::{Extension, Level};
 
 use crate::options::{Native, Numerics};
 use crate::{Problem, Setup, Shape};
@@ -28,15 +27,16 @@ pub(super) struct Chosen {
 pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, setup: &Setup) -> Chosen {
     let numerics = problem.options.numerics;
     let profile = setup.profile.as_deref().filter(|_| numerics == Numerics::Machine);
-    let native = match problem.native() {
-        Native::Never => false,
-        Native::WherePays => setup.machine.bf16_pairs_pay(),
-        Native::Always => true,
+    let may = |extension| match (problem.native(), extension) {
+        (Native::Never, _) => false,
+        (_, Extension::Amx) => setup.machine.tiles_pay(),
+        (Native::WherePays, Extension::Bf16) => setup.machine.bf16_pairs_pay(),
+        _ => true,
     };
-    let rows = rows_kernel(level, problem.kv_dtype(), native);
-    // Of lanes kernels, none multiplies integers.
-    let native = native && problem.kv_dtype() == Dtype::Bf16;
-    let named = |name: &str| lanes_kernels(level, native).find(|kernel| kernel.name == name);
+    let heads = problem.shape.query_heads / problem.shape.kv_heads.max(1);
+    let rows = rows_kernel(level, problem.kv_dtype(), heads, may);
+    let of_lanes_kernels = || lanes_kernels(level, problem.kv_dtype(), &may);
+    let named = |name: &str| of_lanes_kernels().find(|kernel| kernel.name == name);
     let entry_where = |can: &dyn Fn(&Config) -> bool| {
         let profile = profile?;
         let index = profile.lookup_where(class, |config| has_blocks(config) && can(config))?;
@@ -48,7 +48,7 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
     let (kernel, key_block, query_block) = match tuned {
         Some((config, kernel)) => (kernel, config.key_block, config.query_block),
         None => {
-            let kernel = default_kernel(level, native, &setup.machine.caches, problem.shape.queries);
+            let kernel = default_kernel(of_lanes_kernels(), &setup.machine.caches, problem.shape.queries);
             let modelled = tiles(&setup.machine.caches, tile_query(kernel, &problem.shape));
             match numerics {
                 Numerics::Machine => (kernel, modelled.key_block, modelled.query_block),
@@ -56,6 +56,8 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
             }
         }
     };
+    let in_tiles = rows.extension == Some(Extension::Amx);
+    let modelled_prefetch = prefetch(&setup.machine, problem.kv_dtype().name(), in_tiles);
     let tuned_reading = of_rows.and_then(|(_, config)| config.reading);
     let choice = Choice {
         level,
@@ -70,7 +72,7 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
         ),
         rows_up_to: profile.and_then(|profile| profile.crossover(rows.name)).unwrap_or(ROWS_UP_TO),
         split: problem.options.split,
-        prefetch: asked_of(prefetch(&setup.machine, problem.kv_dtype().name()).with(tuned_reading)),
+        prefetch: asked_of(modelled_prefetch.with(tuned_reading)),
     };
     Chosen { choice, entries: [of_lanes, of_rows].map(|found| found.map(|(index, _)| index)) }
 }
@@ -80,19 +82,14 @@ fn asked_of(chosen: regard_profile::Prefetch) -> Prefetch {
     Prefetch { rows: chosen.rows.map(|regard_profile::Reading { turn, ahead }| Reading { turn, ahead }) }
 }
 
-/// The lanes kernels that may compute a problem, the one to use when nothing was measured first: those on bf16
-/// instructions if these may be used and the machine has them, else those that widen.
-fn lanes_kernels(level: Level, native: bool) -> impl Iterator<Item = &'static Kernel> + Clone {
-    let has = |dtype| kernels(level).iter().any(|kernel| kernel.dtype == dtype);
-    let dtype = if native && has(Dtype::Bf16) { Dtype::Bf16 } else { Dtype::F32 };
-    kernels(level).iter().filter(move |kernel| kernel.dtype == dtype)
-}
-
-/// The kernel to use when nothing was measured. Kernels of one level and element type give the same bits.
-fn default_kernel(level: Level, native: bool, caches: &Caches, queries: usize) -> &'static Kernel {
-    let tiles = lanes_kernels(level, native).map(|kernel| (kernel.tile.rows, kernel.tile.vectors));
-    let preferred = preferred_tile(caches, queries, tiles);
-    preferred.and_then(|index| lanes_kernels(level, native).nth(index)).expect("every level has kernels")
+/// The kernel to use when nothing was measured. Kernels of one level and extension give the same bits.
+fn default_kernel(
+    mut kernels: impl Iterator<Item = &'static Kernel> + Clone,
+    caches: &Caches,
+    queries: usize,
+) -> &'static Kernel {
+    let tiles = kernels.clone().map(|kernel| (kernel.tile.rows, kernel.tile.vectors));
+    preferred_tile(caches, queries, tiles).and_then(|index| kernels.nth(index)).expect("every level has kernels")
 }
 
 /// The query block, halved while there are fewer than [`FEW_TASKS`] tasks. It has no influence on the bits of a result.

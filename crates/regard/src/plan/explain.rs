@@ -60,9 +60,11 @@ impl Explanation<'_> {
 
     /// Whether the machine could multiply pairs of bf16 and does not, as the model says that widening is faster.
     fn spares_bf16(&self) -> bool {
-        let Plan { choice, key, .. } = self.0;
-        let has = rows_kernel(choice.level, key.kv_dtype, true).extension.is_some();
-        key.native == Native::WherePays && has && choice.rows.extension.is_none()
+        let Plan { choice, key, uses: [rows, lanes, _], .. } = self.0;
+        let has = rows_kernel(choice.level, key.kv_dtype, 1, |_| true).extension.is_some();
+        let widens =
+            *lanes && choice.kernel.extension.is_none() || (*rows || !lanes) && choice.rows.extension.is_none();
+        key.native == Native::WherePays && has && widens
     }
 
     fn linear(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

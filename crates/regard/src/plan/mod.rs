@@ -12,7 +12,7 @@ use regard_kernels::launch::{self, Call, Choice, Outputs, Sequence};
 use regard_kernels::linear::Method;
 use regard_kernels::tensor::{Dtype, TensorMut};
 use regard_profile::{Class, Entry, Profile};
-use regard_simd::{Isa, Level};
+use regard_simd::{Extension, Isa, Level};
 
 use self::choose::Chosen;
 use self::explain::{Explanation, Why};
@@ -38,7 +38,7 @@ pub struct Plan {
     choice: Choice,
     /// How sequences are computed in the linear form, if any may be.
     linear: Option<Method>,
-    /// Whether the lanes kernel multiplies pairs of bf16, at twice the rate of f32, which decides between the forms.
+    /// Whether the lanes kernel multiplies pairs of bf16, at twice the rate of f32 or more, which decides between the forms.
     doubled: bool,
     key: Key,
     /// The profile, if some entry of it decided: for the lanes kernel, for the rows kernel.
@@ -71,7 +71,8 @@ impl Plan {
         let level = problem.level.unwrap_or(setup.level);
         let key = Key::of(problem, level.isa());
         let Chosen { choice, entries } = choose::choose(problem, level, key.class(), setup);
-        let doubled = choice.kernel.dtype == Dtype::Bf16 && setup.machine.bf16_pairs_pay();
+        let pays = choice.kernel.extension == Some(Extension::Amx) || setup.machine.bf16_pairs_pay();
+        let doubled = choice.kernel.dtype == Dtype::Bf16 && pays;
         let method = linear::method(problem, level, key.most_keys, doubled);
         let mut uses = [false; 3];
         for sequence in problem.sequences.iter().filter(|sequence| sequence.queries > 0) {

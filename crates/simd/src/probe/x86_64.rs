@@ -1,6 +1,8 @@
 //! Chains in assembly for x86-64.
 
 use core::arch::asm;
+
+use crate::{Avx512Amx, TileShapes};
 use core::arch::x86_64::{
     __m256i, __m512i, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm512_set1_epi8, _mm512_set1_epi16,
     _mm512_set1_epi32, _mm512_set1_ps,
@@ -134,4 +136,27 @@ ymm_chains! {
 #[target_feature(enable = "avx2")]
 fn ones_256() -> __m256i {
     _mm256_set1_epi8(1)
+}
+
+/// Products of tiles on four sums. Gives the operations of one pass.
+pub(super) fn tile_chains(token: Avx512Amx, iterations: u64, bytes: bool) -> u64 {
+    const SIDE: u64 = 16;
+    let _held = token.tiles(&TileShapes([(16, 64); TileShapes::REGISTERS]));
+    // SAFETY: this thread has the registers, with shapes that fit.
+    unsafe {
+        for _ in 0..iterations {
+            if bytes {
+                token.tile_dot_i8::<0, 4, 6>();
+                token.tile_dot_i8::<1, 4, 7>();
+                token.tile_dot_i8::<2, 5, 6>();
+                token.tile_dot_i8::<3, 5, 7>();
+            } else {
+                token.tile_dot_bf16::<0, 4, 6>();
+                token.tile_dot_bf16::<1, 4, 7>();
+                token.tile_dot_bf16::<2, 5, 6>();
+                token.tile_dot_bf16::<3, 5, 7>();
+            }
+        }
+    }
+    4 * 2 * SIDE * SIDE * SIDE * if bytes { 4 } else { 2 }
 }

@@ -10,7 +10,7 @@ use regard_simd::NeonBf16;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use regard_simd::Simd as _;
 #[cfg(target_arch = "x86_64")]
-use regard_simd::{Avx512Bf16, Avx512Vnni};
+use regard_simd::{Avx512Amx, Avx512Bf16, Avx512Vnni};
 use regard_simd::{Extension, Isa, Level, Op};
 
 /// The most lanes that a level has.
@@ -24,6 +24,8 @@ pub(crate) enum Token {
     Avx512Bf16(Avx512Bf16),
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Amx(Avx512Amx),
     #[cfg(target_arch = "aarch64")]
     NeonBf16(NeonBf16),
 }
@@ -37,6 +39,8 @@ impl Token {
             Self::Avx512Bf16(token) => token.vectorize(op),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(token) => token.vectorize(op),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Amx(token) => token.vectorize(op),
             #[cfg(target_arch = "aarch64")]
             Self::NeonBf16(token) => token.vectorize(op),
         }
@@ -47,7 +51,7 @@ impl Token {
         match self {
             Self::Level(level) => level.isa(),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16(_) | Self::Avx512Vnni(_) => Isa::Avx512,
+            Self::Avx512Bf16(_) | Self::Avx512Vnni(_) | Self::Avx512Amx(_) => Isa::Avx512,
             #[cfg(target_arch = "aarch64")]
             Self::NeonBf16(_) => Isa::Neon,
         }
@@ -62,6 +66,8 @@ impl fmt::Display for Token {
             Self::Avx512Bf16(_) => write!(f, "avx512+bf16"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => write!(f, "avx512+vnni"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Amx(_) => write!(f, "avx512+amx"),
             #[cfg(target_arch = "aarch64")]
             Self::NeonBf16(_) => write!(f, "neon+bf16"),
         }
@@ -74,8 +80,13 @@ pub(crate) fn tokens() -> &'static [Token] {
     static TOKENS: OnceLock<Vec<Token>> = OnceLock::new();
     TOKENS.get_or_init(|| {
         #[cfg(target_arch = "x86_64")]
-        let extended =
-            Avx512Bf16::detect().map(Token::Avx512Bf16).into_iter().chain(Avx512Vnni::detect().map(Token::Avx512Vnni));
+        let extended = [
+            Avx512Bf16::detect().map(Token::Avx512Bf16),
+            Avx512Vnni::detect().map(Token::Avx512Vnni),
+            Avx512Amx::detect().map(Token::Avx512Amx),
+        ]
+        .into_iter()
+        .flatten();
         #[cfg(target_arch = "aarch64")]
         let extended = NeonBf16::detect().map(Token::NeonBf16);
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -85,7 +96,7 @@ pub(crate) fn tokens() -> &'static [Token] {
         let all = Isa::ALL.into_iter().flat_map(|isa| {
             [isa.to_string()].into_iter().chain(Extension::ALL.into_iter().map(move |with| format!("{isa}+{with}")))
         });
-        let known = ["portable", "avx2", "avx512", "avx512+bf16", "avx512+vnni", "neon", "neon+bf16"];
+        let known = ["portable", "avx2", "avx512", "avx512+bf16", "avx512+vnni", "avx512+amx", "neon", "neon+bf16"];
         let skipped: Vec<String> = all.filter(|name| known.contains(&name.as_str()) && !here.contains(name)).collect();
         writeln!(std::io::stderr(), "levels tested: {}; not on this machine: {}", here.join(", "), skipped.join(", "))
             .expect("stderr is writable");

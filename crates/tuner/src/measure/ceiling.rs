@@ -17,6 +17,16 @@ pub enum Arithmetic {
     Bf16Dots,
     /// Pairs of 16-bit integers, whose products are added in 32 bits: what int8 is multiplied as.
     Int16Dots,
+    /// Tiles of bf16, whose products are added in f32.
+    Bf16Tiles,
+    /// Tiles of bytes, whose products are added in 32 bits, two for each product with a number of 16 bits: int8 is multiplied with
+    /// these.
+    Int8Tiles,
+}
+
+impl Arithmetic {
+    /// All but that of f32.
+    pub const DOTS: [Self; 4] = [Self::Bf16Dots, Self::Int16Dots, Self::Bf16Tiles, Self::Int8Tiles];
 }
 
 /// How fast one core can multiply and add, or do one of the other things that have chains in [`probe`].
@@ -35,6 +45,8 @@ enum Chains {
     DotBf16,
     DotInt16,
     DotInt8,
+    TileBf16,
+    TileInt8,
     Exp,
 }
 
@@ -75,7 +87,14 @@ impl FmaProbe {
             Arithmetic::F32 => None,
             Arithmetic::Bf16Dots => Self::dots(level),
             Arithmetic::Int16Dots => Self::int16_dots(level),
+            Arithmetic::Bf16Tiles => Self::tiles(level, Chains::TileBf16),
+            Arithmetic::Int8Tiles => Self::tiles(level, Chains::TileInt8),
         }
+    }
+
+    /// The same of the peak of products of tiles; `None` where the machine has no instruction for them at the level.
+    fn tiles(level: Level, chains: Chains) -> Option<Self> {
+        Extension::Amx.is_available_at(level.isa()).then(|| Self::calibrated(level, chains))
     }
 
     /// The same of the peak of dot products of bytes, in 10⁹ integer operations per second; `None` where the machine has no
@@ -106,6 +125,9 @@ impl FmaProbe {
             Chains::DotBf16 => probe::bf16_chains(self.level, iterations).unwrap_or(0),
             Chains::DotInt16 => probe::int16_chains(self.level, iterations).unwrap_or(0),
             Chains::DotInt8 => probe::int8_chains(self.level, iterations).unwrap_or(0),
+            Chains::TileBf16 => probe::bf16_tile_chains(self.level, iterations).unwrap_or(0),
+            // Two products for each one with a number of 16 bits.
+            Chains::TileInt8 => probe::int8_tile_chains(self.level, iterations).unwrap_or(0) / 2,
             Chains::Exp => probe::exp_chains(self.level, iterations),
         }
     }
@@ -324,7 +346,7 @@ impl Ceilings {
     pub fn peak(&self, arithmetic: Arithmetic) -> Option<f64> {
         match arithmetic {
             Arithmetic::F32 => self.gflops,
-            Arithmetic::Bf16Dots | Arithmetic::Int16Dots => self.dot_gflops,
+            _ => self.dot_gflops,
         }
     }
 

@@ -315,7 +315,7 @@ mod tests {
     }
 
     fn case(level: Level, machine: &Machine, anchor: Anchor) -> Case {
-        Case::new(Kernels::new(level, machine, anchor.dtype), anchor, 10_000)
+        Case::new(Kernels::new(level, machine, &anchor), anchor, 10_000)
     }
 
     /// Every candidate of every level, of machines that multiply bf16 as it is and that widen it.

@@ -70,7 +70,7 @@ impl<'a> Live<'a> {
         if anchor.streams && !self.cases.contains_key(&contest) {
             self.cases.retain(|_, case| !case.anchor.streams);
         }
-        let kernels = Kernels::new(self.level, self.machine, anchor.dtype);
+        let kernels = Kernels::new(self.level, self.machine, &anchor);
         let cache = self.machine.caches.l3_or_default();
         self.cases.entry(contest).or_insert_with(|| Case::new(kernels, anchor, cache))
     }

@@ -1,14 +1,14 @@
 //! What there is to choose from.
 
 use regard_kernels::launch::{Choice, Split};
-use regard_kernels::table::{KEY_BLOCKS, Kernel, QUERY_BLOCKS, RowsKernel, kernels, rows_kernel};
+use regard_kernels::table::{KEY_BLOCKS, Kernel, QUERY_BLOCKS, RowsKernel, kernels, lanes_kernels, rows_kernel};
 use regard_kernels::tensor::Dtype;
 use regard_kernels::{Prefetch, Reading};
 use regard_profile::{
     Caches, Class, Config, KernelCost, Machine, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, Tiles, TunedReading,
     preferred_tile, prefetch, rows_key_block, tiles,
 };
-use regard_simd::Level;
+use regard_simd::{Extension, Level};
 use serde::{Deserialize, Serialize};
 
 use super::Anchor;
@@ -98,29 +98,43 @@ impl Candidate {
 pub(super) struct Kernels {
     pub(super) level: Level,
     dtype: Dtype,
-    /// Whether those that multiply the elements as they are, and do not widen them.
+    /// Whether those that multiply pairs of elements as they are, and do not widen them.
     native: bool,
+    /// Whether those on tile registers.
+    tiles: bool,
+    /// Query heads that share a head of keys.
+    heads: usize,
     /// How they ask for memory.
     prefetch: regard_profile::Prefetch,
 }
 
 impl Kernels {
-    pub(super) fn new(level: Level, machine: &Machine, dtype: Dtype) -> Self {
+    pub(super) fn new(level: Level, machine: &Machine, anchor: &Anchor) -> Self {
+        let Anchor { dtype, group: heads, .. } = *anchor;
         let native = dtype != Dtype::Bf16 || machine.bf16_pairs_pay();
-        Self { level, dtype, native, prefetch: prefetch(machine, dtype.name()) }
+        let tiles = machine.tiles_pay();
+        let kernels = Self { level, dtype, native, tiles, heads, prefetch: prefetch(machine, dtype.name(), false) };
+        let in_tiles = kernels.rows().extension == Some(Extension::Amx);
+        Self { prefetch: prefetch(machine, dtype.name(), in_tiles), ..kernels }
     }
 
     /// The lanes kernels, the one to use when nothing was measured first.
     pub(super) fn lanes(self) -> impl Iterator<Item = &'static Kernel> + Clone {
-        let all = kernels(self.level).iter();
-        let pairs = self.native && self.dtype == Dtype::Bf16 && all.clone().any(|kernel| kernel.dtype == Dtype::Bf16);
-        let multiplied = if pairs { Dtype::Bf16 } else { Dtype::F32 };
-        all.filter(move |kernel| kernel.dtype == multiplied)
+        lanes_kernels(self.level, self.dtype, &|extension| self.may(extension))
     }
 
     /// The rows kernel.
     pub(super) fn rows(self) -> &'static RowsKernel {
-        rows_kernel(self.level, self.dtype, self.native)
+        rows_kernel(self.level, self.dtype, self.heads, |extension| self.may(extension))
+    }
+
+    /// Whether plans take kernels with this extension.
+    fn may(self, extension: Extension) -> bool {
+        match extension {
+            Extension::Amx => self.tiles,
+            Extension::Bf16 => self.native,
+            _ => true,
+        }
     }
 
     /// Whether the lanes kernels multiply pairs of bf16, and round weights to it.
@@ -135,7 +149,7 @@ pub(super) fn contests(level: Level, machine: &Machine, anchors: &[Anchor]) -> V
 }
 
 fn contest(level: Level, machine: &Machine, anchor: &Anchor) -> Contest {
-    let kernels = Kernels::new(level, machine, anchor.dtype);
+    let kernels = Kernels::new(level, machine, anchor);
     let costs = Costs { kernels, caches: &machine.caches, anchor };
     let candidates = match anchor.role {
         Role::Lanes => costs.lanes(&KEYS_OF_LANES, &REGISTER_TILES),
@@ -160,9 +174,23 @@ fn contest(level: Level, machine: &Machine, anchor: &Anchor) -> Contest {
 
 /// The arithmetic whose peak a contest is compared with.
 pub(super) fn arithmetic(contest: &Contest) -> Arithmetic {
+    // All candidates are of one arithmetic.
+    let tiles = contest.candidates.first().is_some_and(|config| config.kernel.contains("_amx"));
     match contest.dots {
-        true if contest.class.dtype == Dtype::Int8.name() => Arithmetic::Int16Dots,
-        true => Arithmetic::Bf16Dots,
+        true if contest.class.dtype == Dtype::Int8.name() => {
+            if tiles {
+                Arithmetic::Int8Tiles
+            } else {
+                Arithmetic::Int16Dots
+            }
+        }
+        true => {
+            if tiles {
+                Arithmetic::Bf16Tiles
+            } else {
+                Arithmetic::Bf16Dots
+            }
+        }
         false => Arithmetic::F32,
     }
 }
@@ -293,7 +321,7 @@ mod tests {
             ["AuthenticAMD", "GenuineIntel"].map(|vendor| Machine { vendor: vendor.to_owned(), ..Machine::default() });
         for (&level, machine) in Level::available().iter().flat_map(|level| machines.iter().map(move |m| (level, m))) {
             for (anchor, contest) in Anchor::GRID.iter().zip(contests(level, machine, &Anchor::GRID)) {
-                let kernels = Kernels::new(level, machine, anchor.dtype);
+                let kernels = Kernels::new(level, machine, anchor);
                 let costs = Costs { kernels, caches: &machine.caches, anchor };
                 let first = &contest.candidates[0];
                 match anchor.role {

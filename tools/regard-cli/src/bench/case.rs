@@ -105,6 +105,8 @@ impl Case {
         let kernels = kernels(problem, &plan);
         let needs = |extension| kernels.iter().any(|kernel| setup::extension(level, kernel) == Some(extension));
         let arithmetic = match () {
+            () if needs(Extension::Amx) && self.dtype == Dtype::Int8 => Arithmetic::Int8Tiles,
+            () if needs(Extension::Amx) => Arithmetic::Bf16Tiles,
             () if needs(Extension::Bf16) => Arithmetic::Bf16Dots,
             () if needs(Extension::Vnni) => Arithmetic::Int16Dots,
             () => Arithmetic::F32,
@@ -131,7 +133,10 @@ impl Case {
             plan: &plan,
             v: tensor("v", &v, 0)?,
             place: &|sequence, key| sizes.arrangement.place(sequence, key),
-            tolerance: Tolerance::new(arithmetic == Arithmetic::Bf16Dots, manner.out_dtype),
+            tolerance: Tolerance::new(
+                matches!(arithmetic, Arithmetic::Bf16Dots | Arithmetic::Bf16Tiles),
+                manner.out_dtype,
+            ),
         };
         let deviation = deviation(&reference, &tensor("out", &out, 0)?);
         let measured = Measured { found, bytes, copies, way, deviation };

@@ -109,9 +109,13 @@ fn peak(profile: &Profile, isa: &str, extension: Option<Extension>) -> Option<f6
         Extension::Vnni => of_card(Operation::DotInt8).map(|peak| peak / 2.0),
         _ => None,
     };
-    // Where nobody measured it: twice the peak of f32, or half of it.
-    let slow = extension == Extension::Bf16 && !profile.machine.bf16_pairs_pay();
-    Some(of_pairs.unwrap_or(if slow { 0.5 } else { 2.0 } * fma))
+    // Where nobody measured it: twice the peak of f32, or half of it, or eight times.
+    let over_fma = match extension {
+        Extension::Amx => 8.0,
+        Extension::Bf16 if !profile.machine.bf16_pairs_pay() => 0.5,
+        _ => 2.0,
+    };
+    Some(of_pairs.unwrap_or(over_fma * fma))
 }
 
 /// Seconds in a unit that leaves digits before the point.

@@ -1,0 +1,436 @@
+//! Both products on tile registers, for pairs of bf16.
+//!
+//! | | left factor | right factor | sum |
+//! |---|---|---|---|
+//! | scores | 16 keys, 32 columns of each, as they lie in memory | as many columns of 16 queries, in pairs | `[key][lane]` |
+//! | values | 16 columns of 32 keys, in pairs | the weights of 16 queries, in pairs of keys | `[column][lane]` |
+//!
+//! Queries and weights in [pairs](super::pairs) are right factors as they are, and sums lie as weightings and outputs want them. Only
+//! values are laid out anew, once for all sub-tiles. Two left and two right factors at a time: each is read once for two products.
+
+use std::ops::Range;
+
+use regard_simd::{Avx512Amx, Op, Simd, TileRegisters, TileShapes, bf16};
+
+use super::pack::Square;
+use super::segments::Segment;
+use crate::source::Source;
+
+/// Rows of a tile, f32 or pairs of one, and lanes of a vector.
+const SIDE: usize = 16;
+
+/// f32 of a tile.
+const TILE: usize = SIDE * SIDE;
+
+/// Keys, or columns of keys, of the products of one instruction: the order of summation has this grain.
+pub(super) const GRAIN: usize = 2 * SIDE;
+
+/// What is held by which register: a sum for each left and each right factor.
+mod register {
+    pub(super) const SUMS: [[usize; 2]; 2] = [[0, 1], [2, 3]];
+    pub(super) const LEFT: [usize; 2] = [4, 5];
+    pub(super) const RIGHT: [usize; 2] = [6, 7];
+}
+
+/// The registers, as long as a call lasts.
+pub(super) fn hold() -> TileRegisters {
+    token().tiles(&TileShapes([(SIDE as u8, 64); TileShapes::REGISTERS]))
+}
+
+/// The token, where a kernel on tiles runs.
+fn token() -> Avx512Amx {
+    // SAFETY: kernels on tiles need the extension, which is looked for before one is chosen.
+    unsafe { Avx512Amx::assume() }
+}
+
+/// Adds up the products of one left and one right factor, or of two of either.
+#[derive(Clone, Copy)]
+struct Products {
+    s: Avx512Amx,
+    /// Whether there are two left factors, and two right ones.
+    two: [bool; 2],
+}
+
+impl Products {
+    /// Sets the sums to zero.
+    ///
+    /// # Safety
+    /// The thread holds the registers.
+    #[inline(always)]
+    unsafe fn begin(self) {
+        use register::SUMS;
+        // SAFETY: the caller's contract.
+        unsafe {
+            self.s.tile_zero::<{ SUMS[0][0] }>();
+            self.s.tile_zero::<{ SUMS[0][1] }>();
+            self.s.tile_zero::<{ SUMS[1][0] }>();
+            self.s.tile_zero::<{ SUMS[1][1] }>();
+        }
+    }
+
+    /// Adds the products of factors whose rows are so many bytes apart.
+    ///
+    /// # Safety
+    /// The thread holds the registers, and the factors have 16 rows of 64 bytes.
+    #[inline(always)]
+    unsafe fn add(self, left: [*const u8; 2], left_stride: usize, right: [*const f32; 2], right_stride: usize) {
+        use register::{LEFT, RIGHT, SUMS};
+        let Self { s, two: [two_left, two_right] } = self;
+        // SAFETY: the caller's contract.
+        unsafe {
+            s.tile_load::<{ RIGHT[0] }>(right[0].cast(), right_stride);
+            s.tile_load::<{ LEFT[0] }>(left[0], left_stride);
+            s.tile_dot_bf16::<{ SUMS[0][0] }, { LEFT[0] }, { RIGHT[0] }>();
+            if two_right {
+                s.tile_load::<{ RIGHT[1] }>(right[1].cast(), right_stride);
+                s.tile_dot_bf16::<{ SUMS[0][1] }, { LEFT[0] }, { RIGHT[1] }>();
+            }
+            if two_left {
+                s.tile_load::<{ LEFT[1] }>(left[1], left_stride);
+                s.tile_dot_bf16::<{ SUMS[1][0] }, { LEFT[1] }, { RIGHT[0] }>();
+                if two_right {
+                    s.tile_dot_bf16::<{ SUMS[1][1] }, { LEFT[1] }, { RIGHT[1] }>();
+                }
+            }
+        }
+    }
+
+    /// Writes the sums: those of the second left factor 16 rows further on, those of the second right one 16 lanes.
+    ///
+    /// # Safety
+    /// The thread holds the registers, and there is room.
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32, lanes: usize) {
+        use register::SUMS;
+        let Self { s, two: [two_left, two_right] } = self;
+        let stride = lanes * size_of::<f32>();
+        // SAFETY: the caller's contract.
+        unsafe {
+            s.tile_store::<{ SUMS[0][0] }>(to.cast(), stride);
+            if two_right {
+                s.tile_store::<{ SUMS[0][1] }>(to.add(SIDE).cast(), stride);
+            }
+            if two_left {
+                let to = to.add(SIDE * lanes);
+                s.tile_store::<{ SUMS[1][0] }>(to.cast(), stride);
+                if two_right {
+                    s.tile_store::<{ SUMS[1][1] }>(to.add(SIDE).cast(), stride);
+                }
+            }
+        }
+    }
+}
+
+/// What [`super::scores::Scores`] does for pairs of bf16. A score is a chain of products of 32 columns each, wherever the key stands.
+pub(super) struct TileScores {
+    /// Packed queries `[d / 2][lanes]`; `d / 2` is a multiple of 16.
+    pub(super) q: *const f32,
+    /// Row-major keys, in pairs.
+    pub(super) k: *const f32,
+    /// Pairs from one key to the next.
+    pub(super) k_stride: usize,
+    /// Where scores go, `[key][lanes]`, with room for whole tiles.
+    pub(super) scores: *mut f32,
+    /// Running maximum per lane, updated; null for none. NaN scores are passed over.
+    pub(super) max: *mut f32,
+    pub(super) lanes: usize,
+    pub(super) keys: usize,
+    /// Pairs of a row.
+    pub(super) words: usize,
+    /// Vectors of lanes, one or two.
+    pub(super) vectors: usize,
+}
+
+impl Op for TileScores {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for key in (0..self.keys).step_by(2 * SIDE) {
+            let keys = self.keys - key;
+            let products = Products { s: token(), two: [keys > SIDE, self.vectors == 2] };
+            let scores = self.scores.wrapping_add(key * self.lanes);
+            // SAFETY: the keys exist, and there is room for the scores of whole tiles. The kernel holds the registers.
+            unsafe {
+                products.begin();
+                if keys >= 2 * SIDE {
+                    self.whole(products, key);
+                } else {
+                    self.part(products, key, keys);
+                }
+                products.store(scores, self.lanes);
+            }
+            if !self.max.is_null() {
+                self.take_max(scores, keys.min(2 * SIDE));
+            }
+        }
+    }
+}
+
+impl TileScores {
+    /// Queries from pair `word` on.
+    #[inline(always)]
+    fn right(&self, word: usize) -> [*const f32; 2] {
+        let q = self.q.wrapping_add(word * self.lanes);
+        [q, q.wrapping_add(SIDE)]
+    }
+
+    /// 32 keys from `key` on.
+    ///
+    /// # Safety
+    /// They exist, and the thread holds the registers.
+    #[inline(always)]
+    unsafe fn whole(&self, products: Products, key: usize) {
+        let k = self.k.wrapping_add(key * self.k_stride);
+        let stride = self.k_stride * size_of::<f32>();
+        for word in (0..self.words).step_by(SIDE) {
+            let k = k.wrapping_add(word);
+            let left = [k.cast(), k.wrapping_add(SIDE * self.k_stride).cast()];
+            // SAFETY: the caller's contract; rows have `words` pairs, a multiple of 16.
+            unsafe { products.add(left, stride, self.right(word), self.lanes * size_of::<f32>()) };
+        }
+    }
+
+    /// Up to 32 keys from `key` on, in whole tiles with zeros for those that are missing: the same sums for each of them.
+    ///
+    /// # Safety
+    /// They exist, and the thread holds the registers.
+    #[inline(never)]
+    unsafe fn part(&self, products: Products, key: usize, keys: usize) {
+        let mut rest = [Square::ZERO, Square::ZERO];
+        for word in (0..self.words).step_by(SIDE) {
+            for i in 0..keys {
+                let to = rest[i / SIDE].0.as_mut_ptr().wrapping_add(i % SIDE * SIDE);
+                let from = self.k.wrapping_add((key + i) * self.k_stride + word);
+                // SAFETY: the key has 16 pairs from `word` on, and the square room for them.
+                unsafe { to.copy_from_nonoverlapping(from, SIDE) };
+            }
+            let left = [rest[0].0.as_ptr().cast(), rest[1].0.as_ptr().cast()];
+            // SAFETY: the caller's contract.
+            unsafe { products.add(left, 4 * SIDE, self.right(word), self.lanes * size_of::<f32>()) };
+        }
+    }
+
+    /// Takes the scores of some keys into the maximum.
+    #[inline(always)]
+    fn take_max(&self, scores: *const f32, keys: usize) {
+        let s = token();
+        for at in (0..self.vectors * SIDE).step_by(SIDE) {
+            // As many maxima as hide the latency of their chains.
+            // SAFETY: there is a row of scores for each key, and a maximum for each lane.
+            unsafe {
+                let mut max = [s.load(self.max.add(at)); 4];
+                for key in (0..keys).step_by(4) {
+                    for i in 0..4 {
+                        if key + i < keys {
+                            max[i] = s.max(s.load(scores.add((key + i) * self.lanes + at)), max[i]);
+                        }
+                    }
+                }
+                s.store(self.max.add(at), s.max(s.max(max[0], max[1]), s.max(max[2], max[3])));
+            }
+        }
+    }
+}
+
+/// Where the tile of 16 columns from column `16 * tile` on of chunk `chunk` of 32 keys starts: `[chunk][tile][column][pair of keys]`.
+fn value_tile(chunk: usize, tile: usize, d_v: usize) -> usize {
+    (chunk * d_v.div_ceil(SIDE) + tile) * TILE
+}
+
+/// Lays the values of a block out as left factors, with zeros in place of missing keys and columns.
+pub(super) struct TileValues<'a> {
+    pub(super) source: &'a Source<'a>,
+    /// The first row.
+    pub(super) first: usize,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    /// Whole tiles.
+    pub(super) to: *mut f32,
+}
+
+impl Op for TileValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let s = token();
+        let mut squares = [Square::ZERO, Square::ZERO];
+        for row in (0..self.rows).step_by(GRAIN) {
+            for c in (0..self.columns).step_by(GRAIN) {
+                let len = (self.columns - c).min(GRAIN);
+                for pair in 0..SIDE {
+                    let row = row + 2 * pair;
+                    // SAFETY: a square has 16 rows of 16.
+                    unsafe {
+                        let [low, high] = s.interleave(self.line(row, c, len), self.line(row + 1, c, len));
+                        s.store(squares[0].0.as_mut_ptr().add(pair * SIDE), low);
+                        s.store(squares[1].0.as_mut_ptr().add(pair * SIDE), high);
+                    }
+                }
+                for (i, square) in squares.iter().enumerate().take(len.div_ceil(SIDE)) {
+                    let to = self.to.wrapping_add(value_tile(row / GRAIN, c / SIDE + i, self.columns));
+                    // SAFETY: there is room for the tile.
+                    unsafe { s.transpose(square.0.as_ptr(), SIDE, to, SIDE) };
+                }
+            }
+        }
+    }
+}
+
+impl TileValues<'_> {
+    /// `len` columns from column `c` on of a row, and zeros after them, and for a row that is missing.
+    ///
+    /// # Safety
+    /// The columns exist.
+    #[inline(always)]
+    unsafe fn line(&self, row: usize, c: usize, len: usize) -> <Avx512Amx as Simd>::F32 {
+        let s = token();
+        if row >= self.rows {
+            return s.zero();
+        }
+        let from = self.source.run(self.first + row).data.cast::<bf16>().wrapping_add(c);
+        // SAFETY: the source has the row (contract of the struct, made by `Lanes`), and the caller's contract.
+        unsafe {
+            if len == GRAIN {
+                return s.load(from.cast());
+            }
+            let mut rest = [bf16::ZERO; GRAIN];
+            rest.as_mut_ptr().copy_from_nonoverlapping(from, len);
+            s.load(rest.as_ptr().cast())
+        }
+    }
+}
+
+/// What [`super::accumulate::Accumulate`] does for pairs of bf16. A sum is a chain of products of 32 keys each, from the start of the
+/// block on.
+pub(super) struct TileAccumulate {
+    /// `[pair of keys of the block][lanes]`, with zeros up to whole tiles.
+    pub(super) weights: *const f32,
+    /// Values as [`TileValues`] lays them out.
+    pub(super) v: *const f32,
+    /// `[d_v][lanes]`
+    pub(super) out: *mut f32,
+    /// Factor per lane; null for 1.
+    pub(super) alpha: *const f32,
+    /// Whether `out` holds nothing yet.
+    pub(super) fresh: bool,
+    pub(super) lanes: usize,
+    /// Chunks of 32 keys of the block.
+    pub(super) chunks: Range<usize>,
+    pub(super) d_v: usize,
+    /// Vectors of lanes, one or two.
+    pub(super) vectors: usize,
+}
+
+impl Op for TileAccumulate {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let s = token();
+        let tiles = self.d_v.div_ceil(SIDE);
+        let mut sums = [Square::ZERO, Square::ZERO, Square::ZERO, Square::ZERO];
+        let sums = sums.as_mut_ptr().cast::<f32>();
+        for tile in (0..tiles).step_by(2) {
+            let products = Products { s, two: [tile + 1 < tiles, self.vectors == 2] };
+            // SAFETY: the chunks are of the block, and the sums of 32 columns and 32 lanes have room. The kernel holds the registers.
+            unsafe {
+                products.begin();
+                for chunk in self.chunks.clone() {
+                    let v = self.v.add(value_tile(chunk, tile, self.d_v));
+                    let weights = self.weights.add(chunk * SIDE * self.lanes);
+                    let left = [v.cast(), v.wrapping_add(TILE).cast()];
+                    let right = [weights, weights.wrapping_add(SIDE)];
+                    products.add(left, 4 * SIDE, right, self.lanes * size_of::<f32>());
+                }
+                products.store(sums, 2 * SIDE);
+            }
+            self.add(sums, tile * SIDE);
+        }
+    }
+}
+
+impl TileAccumulate {
+    /// Adds the sums of up to 32 columns from `column` on, `[column][32 lanes]`, to the outputs times alpha.
+    #[inline(always)]
+    fn add(&self, sums: *const f32, column: usize) {
+        let s = token();
+        for at in (0..self.vectors * SIDE).step_by(SIDE) {
+            // SAFETY: `out` has `d_v` rows of `lanes`, `alpha` has `lanes`.
+            unsafe {
+                let alpha = if self.alpha.is_null() { s.splat(1.0) } else { s.load(self.alpha.add(at)) };
+                for c in 0..(self.d_v - column).min(2 * SIDE) {
+                    let out = self.out.add((column + c) * self.lanes + at);
+                    let sum = s.load(sums.add(c * 2 * SIDE + at));
+                    s.store(out, if self.fresh { sum } else { s.mul_add(s.load(out), alpha, sum) });
+                }
+            }
+        }
+    }
+}
+
+/// What [`super::careful::AccumulateSeen`] does, with the sums of [`TileAccumulate`]: in each chunk one chain for even and one for odd
+/// keys, without the links of keys that a lane does not see.
+pub(super) struct TileAccumulateSeen<'a> {
+    pub(super) all: TileAccumulate,
+    pub(super) segments: &'a [Segment],
+    /// `[key]` of the block, for masked segments
+    pub(super) visible: *const u64,
+}
+
+impl Op for TileAccumulateSeen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let (s, all) = (token(), &self.all);
+        for at in (0..all.vectors * SIDE).step_by(SIDE) {
+            for c in 0..all.d_v {
+                let mut sum = s.zero();
+                for segment in self.segments {
+                    for first in (segment.key..segment.key + segment.keys).step_by(GRAIN) {
+                        let end = (first + GRAIN).min(segment.key + segment.keys);
+                        sum = s.add(sum, self.chunk(segment.masked, first..end, c, at));
+                    }
+                }
+                // SAFETY: as in `TileAccumulate::add`.
+                unsafe {
+                    let out = all.out.add(c * all.lanes + at);
+                    let alpha = if all.alpha.is_null() { s.splat(1.0) } else { s.load(all.alpha.add(at)) };
+                    s.store(out, if all.fresh { sum } else { s.mul_add(s.load(out), alpha, sum) });
+                }
+            }
+        }
+    }
+}
+
+impl TileAccumulateSeen<'_> {
+    /// The sum over the keys of a chunk, for column `c` and the lanes from `at` on.
+    #[inline(always)]
+    fn chunk(&self, masked: bool, keys: Range<usize>, c: usize, at: usize) -> <Avx512Amx as Simd>::F32 {
+        let (s, all) = (token(), &self.all);
+        let (mut even, mut odd) = (s.zero(), s.zero());
+        // SAFETY: the keys are of the block, the lanes of the sub-tile.
+        unsafe {
+            let v = all.v.add(value_tile(keys.start / GRAIN, c / SIDE, all.d_v) + c % SIDE * SIDE);
+            for key in keys.clone().step_by(2) {
+                let weight = s.load(all.weights.add(key / 2 * all.lanes + at));
+                let value = s.splat(*v.add(key % GRAIN / 2));
+                let sees = |key: usize| {
+                    let none = key >= keys.end;
+                    s.mask_from_bits(if none {
+                        0
+                    } else if masked {
+                        *self.visible.add(key) >> at
+                    } else {
+                        u64::MAX
+                    })
+                };
+                even = s.select(sees(key), s.mul_add(s.low_bf16(weight), s.low_bf16(value), even), even);
+                odd = s.select(sees(key + 1), s.mul_add(s.high_bf16(weight), s.high_bf16(value), odd), odd);
+            }
+        }
+        s.add(even, odd)
+    }
+}
