@@ -122,6 +122,10 @@ impl Products {
 }
 
 /// What [`super::scores::Scores`] does for pairs of bf16. A score is a chain of products of 32 columns each, wherever the key stands.
+///
+/// On a Xeon, 2048 x 2048, d 128, four products take 60 to 80 ns here where the instruction takes 22: factors come from the second-level
+/// cache, and sums are stored. To take the maximum a step later, while the next products are on their way, gained nothing, as did
+/// adding up values a step later; blocks of 96 to 384 keys and of 256 or 512 queries are within a tenth (0.17 to 0.20 of the peak).
 pub(super) struct TileScores {
     /// Packed queries `[d / 2][lanes]`; `d / 2` is a multiple of 16.
     pub(super) q: *const f32,

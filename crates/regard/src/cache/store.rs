@@ -1,5 +1,7 @@
 //! The rows of a cache in one element type.
 
+use std::ops::{Deref, DerefMut};
+
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfBitsVecExt;
 use regard_kernels::tensor::{Dtype, Quantised, Tensor};
@@ -20,20 +22,20 @@ pub(super) struct Store {
 
 #[derive(Clone, Debug)]
 enum Elements {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
+    F32(Lines<f32>),
+    F16(Lines<f16>),
+    Bf16(Lines<bf16>),
     /// With a scale for each slot of each head.
-    Int8(Vec<i8>, Vec<f32>),
+    Int8(Lines<i8>, Lines<f32>),
 }
 
 impl Store {
     pub(super) fn new(dtype: Dtype, heads: usize, columns: usize) -> Self {
         let elements = match dtype {
-            Dtype::F32 => Elements::F32(Vec::new()),
-            Dtype::F16 => Elements::F16(Vec::new()),
-            Dtype::Bf16 => Elements::Bf16(Vec::new()),
-            Dtype::Int8 => Elements::Int8(Vec::new(), Vec::new()),
+            Dtype::F32 => Elements::F32(Lines::zeroed(0)),
+            Dtype::F16 => Elements::F16(Lines::zeroed(0)),
+            Dtype::Bf16 => Elements::Bf16(Lines::zeroed(0)),
+            Dtype::Int8 => Elements::Int8(Lines::zeroed(0), Lines::zeroed(0)),
         };
         Self { elements, heads, slots: 0, columns }
     }
@@ -96,19 +98,62 @@ impl Store {
 
 /// Moves the rows of each head to where they lie with `new` slots for each.
 fn spread<T: Zeroed>(
-    data: &mut Vec<T>,
+    data: &mut Lines<T>,
     heads: usize,
     [old, new]: [usize; 2],
     columns: usize,
     kept: &impl Fn(usize) -> usize,
 ) {
-    let mut spread = T::zeroed(heads * new * columns);
+    let mut spread = Lines::zeroed(heads * new * columns);
     for head in 0..heads {
         let len = kept(head) * columns;
         let (from, to) = (head * old * columns, head * new * columns);
         spread[to..to + len].copy_from_slice(&data[from..from + len]);
     }
     *data = spread;
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Elements from the start of a cache line on, as rows that start elsewhere take twice the loads: with 16 bytes past it, where the
+/// allocator leaves large arrays, eight rows of bf16 on tile registers take 1.2 times the time.
+#[derive(Debug)]
+struct Lines<T> {
+    all: Vec<T>,
+    start: usize,
+    len: usize,
+}
+
+impl<T: Zeroed> Lines<T> {
+    fn zeroed(len: usize) -> Self {
+        let line = LINE / size_of::<T>();
+        let all = T::zeroed(if len == 0 { 0 } else { len + line - 1 });
+        let start = all.as_ptr().align_offset(LINE).min(all.len() - len);
+        Self { all, start, len }
+    }
+}
+
+impl<T> Deref for Lines<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.all[self.start..][..self.len]
+    }
+}
+
+impl<T> DerefMut for Lines<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.all[self.start..][..self.len]
+    }
+}
+
+impl<T: Zeroed> Clone for Lines<T> {
+    fn clone(&self) -> Self {
+        let mut copy = Self::zeroed(self.len);
+        copy.copy_from_slice(self);
+        copy
+    }
 }
 
 /// Elements that are zero while all their bits are.
@@ -149,5 +194,50 @@ impl Zeroed for f16 {
 impl Zeroed for bf16 {
     fn zeroed(len: usize) -> Vec<Self> {
         zero_bits(len).reinterpret_into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<T: Zeroed + PartialEq + std::fmt::Debug>(some: T) {
+        for len in [0, 1, 15, 64, 1000, 100_000] {
+            let mut lines = Lines::<T>::zeroed(len);
+            assert_eq!(lines.len(), len);
+            lines.fill(some);
+            let copy = lines.clone();
+            assert_eq!(*copy, *lines);
+            for at in [lines.as_ptr(), copy.as_ptr()] {
+                assert!(len == 0 || at.addr().is_multiple_of(LINE), "{len} of {} bytes", size_of::<T>());
+            }
+        }
+    }
+
+    #[test]
+    fn rows_start_at_cache_lines() {
+        check(1.5_f32);
+        check(f16::ONE);
+        check(bf16::ONE);
+        check(3_i8);
+    }
+
+    /// What was there is there after growing, and the rest is zero.
+    #[test]
+    fn rows_stay_when_there_is_more_room() {
+        let mut store = Store::new(Dtype::F32, 2, 3);
+        store.grow(2, |_| 0);
+        let rows: Vec<f32> = (1..=12).map(|x| x as f32).collect();
+        let view = Tensor::F32(View::bhsd(&rows, [1, 2, 2, 3]).expect("as long as its shape"));
+        for (head, slot) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            store.write(head, slot, &view, [0, head, slot]);
+        }
+        store.grow(5, |_| 2);
+        let Elements::F32(data) = &store.elements else { panic!("{store:?}") };
+        assert!(data.as_ptr().addr().is_multiple_of(LINE));
+        for head in 0..2 {
+            assert_eq!(data[head * 15..][..6], rows[head * 6..][..6]);
+            assert!(data[head * 15 + 6..][..9].iter().all(|x| *x == 0.0));
+        }
     }
 }

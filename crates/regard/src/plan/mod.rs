@@ -27,7 +27,8 @@ use crate::{Error, Form, Partial, Problem, Setup, Shape, linear};
 /// keys, or fewer.
 ///
 /// The level, the key blocks and the spans decide the order of summation. They depend on the head dimensions, the
-/// level, the profile and the sizes of the sequence that is computed, and not on batch, heads or threads. Where
+/// level, the profile and the sizes of the sequence that is computed, and not on batch, heads or threads; the kernel for few
+/// queries also on how many query heads share one of keys, as it takes them all at once. Where
 /// sequences may differ in size (packed, on pages, in rings, in a cache, with key lengths), the profile is asked for no
 /// sizes in particular, so that a sequence gets the same in any company, and a decode loop the same at any length.
 ///
