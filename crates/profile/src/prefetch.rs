@@ -126,6 +126,7 @@ mod tests {
         assert_eq!(of("AuthenticAMD", "f16").rows, [turns, asked(8192), asked(8192)]);
         assert_eq!(of("AuthenticAMD", "bf16").rows, [asked(8192); 3]);
         assert_eq!(of("AuthenticAMD", "f32").rows, [asked(4096), asked(4096), asked(8192)]);
+        assert_eq!(prefetch(&Machine::default(), "bf16", true).rows, [asked(8192); 3], "in tiles");
         for dtype in ["f32", "f16", "bf16", "int8"] {
             assert_eq!(of("", dtype), of("AuthenticAMD", dtype), "unknown machines");
             let one = if dtype == "f32" { 2048 } else { 8192 };

@@ -59,14 +59,21 @@ fn every_combination_is_right() {
     }
 }
 
+/// On a machine of which nothing is known, and, where there are tile registers, on one whose plans take them.
 fn check(problem: &Problem<'_>, level: Level) {
-    let plan = Plan::new(problem, &setup_of(level));
+    check_plan(problem, &Plan::new(problem, &setup_of(level)));
+    if Extension::Amx.is_available_at(level.isa()) {
+        check_plan(problem, &Plan::new(problem, &setup_where(level, false)));
+    }
+}
+
+fn check_plan(problem: &Problem<'_>, plan: &Plan) {
     // Kernels that multiply bf16 round weights to it, and those that multiply integers round queries and weights to 16 bits.
     let native = ["_lanes_bf16_", "_rows_bf16_dots", "_rows_bf16_amx"].iter().any(|name| plan.kernel().contains(name));
     let fixed = ["_rows_int8_dots", "_rows_int8_amx"].iter().any(|name| plan.kernel().contains(name));
     let rounding = plan.rounding(&problem.sequences()[0]);
     let wanted = reference::attention(problem, rounding);
-    let got = common::run_plan(&plan, problem).out;
+    let got = common::run_plan(plan, problem).out;
     let selects = problem.options().weighting().selects();
     for (i, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
         let allowed = match (selects, native) {
@@ -243,6 +250,30 @@ fn bf16_instructions_are_taken_where_they_pay() {
                 [softmax().native_half(true), softmax().native_half(false), Attention::new(Weighting::HardLeft)]
             {
                 assert!(!told(&plan(&asked)));
+            }
+        }
+    }
+}
+
+/// Few queries are computed on tile registers where five query heads or more share one of keys, and are right there.
+#[test]
+fn tiles_take_groups_of_five_heads() {
+    for (kv, pairs) in [(Dtype::Bf16, "avx512_rows_bf16"), (Dtype::Int8, "avx512_rows_int8_dots")] {
+        let q_dtype = if kv == Dtype::Int8 { Dtype::F32 } else { kv };
+        for group in [1, 4, 5, 8, 9] {
+            let shapes = [[1, 2 * group, 2, D], [1, 2, KEYS, D], [1, 2, KEYS, D_V]];
+            let data: [Data; 3] = std::array::from_fn(|i| {
+                let x = numbers(shapes[i].iter().product(), i as u64);
+                Data::new(if i == 0 { q_dtype } else { kv }, &x, shapes[i])
+            });
+            let [q, k, v] = [0, 1, 2].map(|i| data[i].tensor(shapes[i]));
+            let problem = Problem::new(&Attention::softmax(), q, k, v).unwrap();
+            for level in Level::available() {
+                let plan = Plan::new(&problem, &setup_where(*level, false));
+                let tiles = Extension::Amx.is_available_at(level.isa());
+                assert_eq!(plan.kernel().ends_with("_amx"), tiles && group >= 5, "{group} heads: {}", plan.kernel());
+                assert!(!tiles || group >= 5 || plan.kernel() == pairs, "{group} heads: {}", plan.kernel());
+                check_plan(&problem, &plan);
             }
         }
     }

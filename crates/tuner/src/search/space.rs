@@ -176,22 +176,13 @@ fn contest(level: Level, machine: &Machine, anchor: &Anchor) -> Contest {
 pub(super) fn arithmetic(contest: &Contest) -> Arithmetic {
     // All candidates are of one arithmetic.
     let tiles = contest.candidates.first().is_some_and(|config| config.kernel.contains("_amx"));
-    match contest.dots {
-        true if contest.class.dtype == Dtype::Int8.name() => {
-            if tiles {
-                Arithmetic::Int8Tiles
-            } else {
-                Arithmetic::Int16Dots
-            }
-        }
-        true => {
-            if tiles {
-                Arithmetic::Bf16Tiles
-            } else {
-                Arithmetic::Bf16Dots
-            }
-        }
-        false => Arithmetic::F32,
+    let bytes = contest.class.dtype == Dtype::Int8.name();
+    match (contest.dots, bytes, tiles) {
+        (false, ..) => Arithmetic::F32,
+        (true, true, true) => Arithmetic::Int8Tiles,
+        (true, true, false) => Arithmetic::Int16Dots,
+        (true, false, true) => Arithmetic::Bf16Tiles,
+        (true, false, false) => Arithmetic::Bf16Dots,
     }
 }
 
