@@ -51,10 +51,9 @@ impl<E: Element, const R: usize, const G: usize, const C: usize, const P: usize,
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         const { assert!(L == S::LANES && R * G <= L && L.is_multiple_of(G) && 1 <= P && P <= R) };
-        self.columns::<S, P, true>(s, 0);
-        let mut row = P;
+        let mut row = 0;
         while row + P <= R {
-            self.columns::<S, P, false>(s, row);
+            self.columns::<S, P, true>(s, row);
             row += P;
         }
         while row < R {
@@ -67,7 +66,10 @@ impl<E: Element, const R: usize, const G: usize, const C: usize, const P: usize,
 impl<E: Element, const R: usize, const G: usize, const C: usize, const P: usize, const L: usize>
     Accumulate<E, R, G, C, P, L>
 {
-    /// All columns of `Q` rows from row `row` on. If they are the first to pass, they `ASK` for memory.
+    /// Passes that ask for memory, each for its share: asked for by the first one alone, memory would rest while others compute.
+    const PASSES: usize = R / P;
+
+    /// All columns of `Q` rows from row `row` on; whether they `ASK` for their share of memory.
     #[inline(always)]
     fn columns<S: Simd, const Q: usize, const ASK: bool>(&self, s: S, row: usize) {
         let mut c = 0;
@@ -186,17 +188,22 @@ impl<E: Element, const R: usize, const G: usize, const C: usize, const P: usize,
             for r in 0..Q {
                 weight[r] = s.splat(*weights.add(r));
             }
+            let share = N.div_ceil(Self::PASSES);
+            let first = (row / P * share).min(N - share);
+            let ask = v.wrapping_add(self.0.ahead + first * 2 * L);
+            // A line at a time, evenly.
+            let lines = if ASK { share * (2 * L).div_ceil(E::PER_LINE) } else { 0 };
+            let upto = |place: usize| (place * lines).div_ceil(2 * N);
             for unit in 0..N {
-                let v = v.add(unit * 2 * L);
-                if ASK {
-                    for line in 0..(2 * L).div_ceil(E::PER_LINE) {
-                        s.prefetch_far(v.wrapping_add(self.0.ahead + line * E::PER_LINE).cast());
+                let v = load(s, v.add(unit * 2 * L), len);
+                for half in 0..2 {
+                    let place = 2 * unit + half;
+                    for line in upto(place)..upto(place + 1) {
+                        s.prefetch_far(ask.wrapping_add(line * E::PER_LINE.min(2 * L)).cast());
                     }
-                }
-                let v = load(s, v, len);
-                for r in 0..Q {
-                    acc[unit][r][0] = s.mul_add(v[0], weight[r], acc[unit][r][0]);
-                    acc[unit][r][1] = s.mul_add(v[1], weight[r], acc[unit][r][1]);
+                    for r in 0..Q {
+                        acc[unit][r][half] = s.mul_add(v[half], weight[r], acc[unit][r][half]);
+                    }
                 }
             }
         }

@@ -29,10 +29,10 @@
 use regard_simd::Simd;
 
 use super::accumulate::AccumulateArgs;
-use super::args::{self, QueryRow};
+use super::args::{self, QueryRow, Unit};
 use super::ask::Ask;
 use super::form::{Form, Weights};
-use super::pieces::Pieces;
+use super::pieces::{Pieces, Stream};
 use super::scores::ScoreArgs;
 use super::terms::{Spread, Terms};
 use super::tiles::Tiles;
@@ -47,6 +47,12 @@ const SCATTERED_AHEAD: usize = 4096;
 
 /// More than this is never asked for, in bytes.
 const MOST_AHEAD: usize = 1 << 20;
+
+/// Values that are passed over again are passed over in chunks of about so many bytes, which stay in the first-level cache between
+/// passes; each pass asks for its share of what comes later. On a Xeon with AMX (eight rows of f32, from memory) chunks of 4 KiB
+/// gain a third over passes over a block, whose values come from the second level, asked for by the first pass; in turns of 4 to 32
+/// KiB, or without turns, it is all the same then.
+const CHUNK_BYTES: usize = 4096;
 
 /// A block on its way: scores are computed while the values of the block before it are added, and then become weights.
 pub(super) struct Turn {
@@ -107,7 +113,7 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     /// Makes a turn that of a block of which nothing is computed yet, or of none.
     pub(super) fn open(&self, turn: &mut Turn, keys: Option<KeyBlock>) {
         turn.keys = keys.unwrap_or(KeyBlock { first: 0, keys: 0 });
-        for index in 0..self.groups() {
+        for index in 0..self.groups {
             let visible = keys.and_then(|keys| self.visible(self.group(index, turn.side), keys));
             turn.stages[index] = visible.map_or(Stage::Nothing, |masked_from| Stage::Scores { masked_from });
         }
@@ -116,18 +122,18 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     /// Scores of the next block before its terms, and the sums with the values of the last one.
     #[inline(always)]
     pub(super) fn products<S: Simd>(&self, s: S, next: &Turn, last: &Turn) {
-        let unit = self.unit;
-        let few = if self.takes_turns() { self.turn_keys() } else { unit.key_block };
+        let few = if self.takes_turns() { self.turn_keys() } else { self.unit.key_block };
+        let (k, v) = (self.keys_stream(), self.values_stream());
         for start in (0..next.keys.keys.max(last.keys.keys)).step_by(few) {
-            for index in 0..self.groups() {
+            for index in 0..self.groups {
                 if let Stage::Scores { .. } = next.stages[index] {
-                    self.score_products(s, self.group(index, next.side), next.keys.part(start, few));
+                    self.score_products(s, self.group(index, next.side), k, next.keys.part(start, few));
                 }
             }
-            for index in 0..self.groups() {
+            for index in 0..self.groups {
                 if let Stage::Weights { rescale } = last.stages[index] {
                     let group = self.group(index, last.side);
-                    self.value_products(s, group, last.keys.part(start, few), rescale, false);
+                    self.value_products(s, group, v, last.keys.part(start, few), rescale, false);
                 }
             }
         }
@@ -138,12 +144,25 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
         self.unit.reading.turn > 0
     }
 
-    /// Keys of a turn: whole pairs of steps.
+    /// Keys of a turn.
     fn turn_keys(&self) -> usize {
         let unit = self.unit;
-        let row_bytes = unit.d.max(unit.d_v) * size_of::<F::Element>();
-        let keys = (unit.reading.turn / row_bytes.max(1)).clamp(1, unit.key_block);
-        keys.next_multiple_of((2 * self.group(0, 0).step_keys).max(F::TURN_KEYS))
+        Self::keys_of_bytes(unit, unit.reading.turn, unit.d.max(unit.d_v), self.group_rows)
+    }
+
+    /// Keys of a chunk: all, unless the value product passes over values again.
+    pub(super) fn chunk_keys(unit: &Unit<'_>, group_rows: usize) -> usize {
+        if T::passes_again(group_rows, unit.d_v) {
+            Self::keys_of_bytes(unit, CHUNK_BYTES, unit.d_v, group_rows)
+        } else {
+            unit.key_block
+        }
+    }
+
+    /// Whole pairs of steps of a block, of about so many bytes.
+    fn keys_of_bytes(unit: &Unit<'_>, bytes: usize, columns: usize, group_rows: usize) -> usize {
+        let keys = bytes / (columns * size_of::<F::Element>()).max(1);
+        keys.clamp(1, unit.key_block).next_multiple_of((2 * T::keys_of_step(group_rows)).max(F::TURN_KEYS))
     }
 
     /// Whether a source is left to the processor: its rows lie one after the other, and nothing is asked for.
@@ -154,12 +173,38 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
 
     /// How far ahead to ask for the rows of a source, in bytes. 0 asks for what is read anyway, at no cost that could be
     /// measured.
-    fn ahead(&self, group: Group<'_>, source: &Source<'_>, columns: usize) -> usize {
+    fn ahead(&self, source: &Source<'_>, columns: usize) -> usize {
         match self.unit.reading.ahead {
-            _ if group.index > 0 || self.keeps_up(source, columns) => 0,
+            _ if self.keeps_up(source, columns) => 0,
             0 => SCATTERED_AHEAD,
             ahead => ahead.min(MOST_AHEAD),
         }
+    }
+
+    /// The keys, asked for ahead.
+    pub(super) fn keys_stream(&self) -> Stream<'_> {
+        let unit = self.unit;
+        self.stream(&unit.k, unit.d, self.ahead(&unit.k, unit.d), T::LANES, self.layout.keys)
+    }
+
+    /// The values, asked for ahead.
+    pub(super) fn values_stream(&self) -> Stream<'_> {
+        let unit = self.unit;
+        let run_keys = T::LANES.max(F::RUN_KEYS);
+        self.stream(&unit.v, unit.d_v, self.ahead(&unit.v, unit.d_v), run_keys, self.layout.values)
+    }
+
+    fn stream<'b>(
+        &self,
+        source: &'b Source<'b>,
+        columns: usize,
+        ahead: usize,
+        run_keys: usize,
+        at: usize,
+    ) -> Stream<'b> {
+        let row_bytes = columns * size_of::<F::Element>();
+        let ahead = if ahead == 0 { 0 } else { ahead.div_ceil(row_bytes.max(1)) };
+        Stream { source, columns, ahead, run_keys, gathered: self.scratch.wrapping_add(at) }
     }
 
     /// What to ask for while scores become weights: the rows of a source from `first` on.
@@ -171,7 +216,7 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     #[inline(always)]
     pub(super) fn weigh<S: Simd>(&self, s: S, turn: &mut Turn) -> u64 {
         let mut masked = 0;
-        for index in 0..self.groups() {
+        for index in 0..self.groups {
             if let Stage::Scores { masked_from } = turn.stages[index] {
                 let group = self.group(index, turn.side);
                 masked |= u64::from(masked_from & !1 < turn.keys.keys.div_ceil(group.step_keys)) << index;
@@ -243,18 +288,18 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     #[inline(always)]
     pub(super) fn scores<S: Simd>(&self, s: S, group: Group<'_>, keys: KeyBlock) -> Option<usize> {
         let masked_from = self.visible(group, keys)?;
-        self.score_products(s, group, keys.whole());
+        self.score_products(s, group, self.keys_stream(), keys.whole());
         self.terms(s, group, keys, masked_from);
         Some(masked_from)
     }
 
-    /// Products of queries and some keys of a block.
+    /// Products of queries and some keys of a block. The first group asks for what comes later.
     #[inline(always)]
-    pub(super) fn score_products<S: Simd>(&self, s: S, group: Group<'_>, part: Part) {
+    pub(super) fn score_products<S: Simd>(&self, s: S, group: Group<'_>, k: Stream<'_>, part: Part) {
         let unit = self.unit;
-        let gathered = self.scratch.wrapping_add(self.layout.keys);
-        let ahead = self.ahead(group, &unit.k, unit.d);
-        for piece in Pieces::new(&unit.k, part.keys, unit.d, ahead, T::LANES, gathered) {
+        let row_lanes = T::LANES >> group.step_keys.trailing_zeros();
+        let k = if group.index > 0 { Stream { ahead: 0, ..k } } else { k };
+        for piece in Pieces::new(k, part.keys) {
             let place = part.place + piece.place;
             T::scores::<S, F>(
                 s,
@@ -266,7 +311,7 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
                     k_stride: piece.row_bytes / size_of::<F::Element>(),
                     keys: piece.rows,
                     d: unit.d,
-                    scores: group.scores.wrapping_add(place / group.step_keys * T::LANES),
+                    scores: group.scores.wrapping_add(place * row_lanes),
                     ahead: (piece.ahead as isize / size_of::<F::Element>() as isize) as usize,
                 },
             );
@@ -352,37 +397,40 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     /// Adds the weighted values of some keys of a block to the sums of a group. `careful` keeps values away from rows that do not
     /// see their key; otherwise they are multiplied by a weight of zero, which is the same unless they are NaN or Inf.
     #[inline(always)]
-    pub(super) fn value_products<S: Simd>(&self, s: S, group: Group<'_>, part: Part, rescale: bool, careful: bool) {
+    pub(super) fn value_products<S: Simd>(
+        &self,
+        s: S,
+        group: Group<'_>,
+        v: Stream<'_>,
+        part: Part,
+        rescale: bool,
+        careful: bool,
+    ) {
         let unit = self.unit;
-        // Values of a block that are passed over again come from the second level then: the next block is asked for in time.
-        let again = T::passes_again(group.rows.len(), unit.d_v) && !self.takes_turns();
-        let ahead = match self.ahead(group, &unit.v, unit.d_v) {
-            0 => 0,
-            _ if again => unit.key_block * unit.d_v * size_of::<F::Element>(),
-            ahead => ahead,
-        };
-        let gathered = self.scratch.wrapping_add(self.layout.values);
-        for piece in Pieces::new(&unit.v, part.keys, unit.d_v, ahead, T::LANES.max(F::RUN_KEYS), gathered) {
-            let place = part.place + piece.place;
-            T::accumulate::<S, F>(
-                s,
-                group.rows.len(),
-                AccumulateArgs {
-                    weights: group.scores,
-                    first: place,
-                    v: piece.data.cast(),
-                    v_stride: piece.row_bytes / size_of::<F::Element>(),
-                    keys: piece.rows,
-                    d_v: unit.d_v,
-                    block_sums: group.block_sums,
-                    sums: group.sums,
-                    quanta: group.weight_quanta,
-                    alpha: if rescale { group.alpha } else { std::ptr::null() },
-                    ends: [place == 0, place + piece.rows == part.of],
-                    visible: if careful { group.visible } else { std::ptr::null() },
-                    ahead: (piece.ahead as isize / size_of::<F::Element>() as isize) as usize,
-                },
-            );
+        let v = if group.index > 0 { Stream { ahead: 0, ..v } } else { v };
+        for piece in Pieces::new(v, part.keys) {
+            for start in (0..piece.rows).step_by(self.chunk_keys) {
+                let (place, keys) = (part.place + piece.place + start, self.chunk_keys.min(piece.rows - start));
+                T::accumulate::<S, F>(
+                    s,
+                    group.rows.len(),
+                    AccumulateArgs {
+                        weights: group.scores,
+                        first: place,
+                        v: piece.data.wrapping_add(start * piece.row_bytes).cast(),
+                        v_stride: piece.row_bytes / size_of::<F::Element>(),
+                        keys,
+                        d_v: unit.d_v,
+                        block_sums: group.block_sums,
+                        sums: group.sums,
+                        quanta: group.weight_quanta,
+                        alpha: if rescale { group.alpha } else { std::ptr::null() },
+                        ends: [place == 0, place + keys == part.of],
+                        visible: if careful { group.visible } else { std::ptr::null() },
+                        ahead: (piece.ahead as isize / size_of::<F::Element>() as isize) as usize,
+                    },
+                );
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     pub(super) fn close<S: Simd>(&self, s: S, span: usize, side: usize, masked: u64) {
         let unit = self.unit;
         let to = if span == 0 { unit.out } else { unit.part };
-        for index in 0..self.groups() {
+        for index in 0..self.groups {
             let group = self.group(index, side);
             if !self.finish(s, group, span, to) && masked >> index & 1 == 1 {
                 self.carefully(s, group, span, to);
@@ -46,7 +46,7 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
             if let Some(masked_from) = self.scores(s, group, keys)
                 && let Some(rescale) = self.weights(s, group, keys, masked_from)
             {
-                self.value_products(s, group, keys.whole(), rescale, true);
+                self.value_products(s, group, self.values_stream(), keys.whole(), rescale, true);
             }
             block = self.block_after(keys, &within);
         }

@@ -58,11 +58,17 @@ use crate::tensor::Dtype;
 
 /// One call.
 pub(crate) struct Rows<'a, F, T> {
-    pub(crate) unit: &'a Unit<'a>,
-    /// `Layout::len` f32, aligned to 64 bytes.
-    pub(crate) scratch: *mut f32,
-    pub(crate) layout: Layout,
-    pub(crate) tiles: PhantomData<(F, T)>,
+    unit: &'a Unit<'a>,
+    scratch: *mut f32,
+    layout: Layout,
+    /// The number of groups: as few as there can be.
+    groups: usize,
+    /// Rows of a group. All are of one size, as the order of summation depends on it: the last one begins with rows of the one
+    /// before, which come out the same.
+    group_rows: usize,
+    /// Keys whose values are passed over, as often as it takes, before the next ones are.
+    chunk_keys: usize,
+    tiles: PhantomData<(F, T)>,
 }
 
 /// Some rows that share each load of K and V, and their arrays.
@@ -103,7 +109,7 @@ impl<F: Form, T: Tiles> Op for Rows<'_, F, T> {
     fn run<S: Simd>(self, s: S) {
         const { assert!(T::LANES == S::LANES && S::LANES <= 16) };
         let _held = F::hold(T::LANES / self.group(0, 0).step_keys);
-        for index in 0..self.groups() {
+        for index in 0..self.groups {
             self.pack(self.group(index, 0));
             self.begin(self.group(index, 0));
         }
@@ -140,21 +146,20 @@ impl<F: Form, T: Tiles> Op for Rows<'_, F, T> {
 }
 
 impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
-    /// The number of groups: as few as there can be.
-    fn groups(&self) -> usize {
-        self.unit.rows.len().div_ceil(T::MOST)
+    /// `scratch` has `layout.len` f32, and is aligned to 64 bytes.
+    pub(crate) fn new(unit: &'a Unit<'a>, scratch: *mut f32, layout: Layout) -> Self {
+        let groups = unit.rows.len().div_ceil(T::MOST);
+        let group_rows = unit.rows.len().div_ceil(groups.max(1));
+        let chunk_keys = Self::chunk_keys(unit, group_rows);
+        Self { unit, scratch, layout, groups, group_rows, chunk_keys, tiles: PhantomData }
     }
 
     /// A group with the scores of one side.
     #[inline(always)]
     fn group(&self, index: usize, side: usize) -> Group<'a> {
-        let (layout, groups) = (&self.layout, self.groups());
-        let rows = self.unit.rows.len();
-        // All of one size, as the order of summation depends on it: the last one begins with rows of the one before, which come
-        // out the same.
-        let size = if groups == 1 { rows } else { rows.div_ceil(groups) };
-        let first = (index * size).min(rows - size);
-        let end = first + size;
+        let layout = &self.layout;
+        let first = (index * self.group_rows).min(self.unit.rows.len() - self.group_rows);
+        let end = first + self.group_rows;
         let at = |offset: usize| self.scratch.wrapping_add(offset + index * layout.group);
         Group {
             rows: &self.unit.rows[first..end],

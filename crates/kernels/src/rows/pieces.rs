@@ -3,12 +3,24 @@
 use super::KeyBlock;
 use crate::source::Source;
 
+/// K or V, as one kernel reads it. What does not change from run to run is known here: a turn may be a few keys, and divisions
+/// would cost it a tenth.
+#[derive(Clone, Copy)]
+pub(super) struct Stream<'a> {
+    pub(super) source: &'a Source<'a>,
+    pub(super) columns: usize,
+    /// Rows from a key to what is to be prefetched with it; 0 for nothing but the key itself.
+    pub(super) ahead: usize,
+    /// Runs have a multiple of so many keys, but for the last one of a block.
+    pub(super) run_keys: usize,
+    /// Room for a block.
+    pub(super) gathered: *mut f32,
+}
+
 /// The runs of one block of keys.
 pub(super) struct Pieces<'a> {
-    source: &'a Source<'a>,
+    stream: Stream<'a>,
     keys: KeyBlock,
-    columns: usize,
-    ahead: usize,
     /// Keys that were taken.
     done: usize,
     /// Where the block was put together, if its pages are not of whole runs.
@@ -27,29 +39,26 @@ pub(super) struct Piece {
 }
 
 impl<'a> Pieces<'a> {
-    /// Runs have a multiple of `run_keys` keys, but for the last one; `gathered` has room for the block.
     #[inline(always)]
-    pub(super) fn new(
-        source: &'a Source<'a>,
-        keys: KeyBlock,
-        columns: usize,
-        ahead_bytes: usize,
-        run_keys: usize,
-        gathered: *mut f32,
-    ) -> Self {
-        let row_bytes = columns * source.dtype.bytes();
-        let ahead = if ahead_bytes == 0 { 0 } else { ahead_bytes.div_ceil(row_bytes.max(1)) };
-        let mut pieces = Self { source, keys, columns, ahead, done: 0, gathered: None };
-        let broken = source.page_rows().is_some_and(|rows| !rows.is_multiple_of(run_keys));
+    pub(super) fn new(stream: Stream<'a>, keys: KeyBlock) -> Self {
+        let source = stream.source;
+        let mut pieces = Self { stream, keys, done: 0, gathered: None };
+        let broken = source.page_rows().is_some_and(|rows| !rows.is_multiple_of(stream.run_keys));
         if broken && source.run(keys.first).rows < keys.keys {
-            pieces.gather(gathered.cast(), row_bytes);
+            pieces.gather(stream.gathered.cast());
         }
         pieces
     }
 
+    /// Bytes of a row.
+    fn row_bytes(&self) -> usize {
+        self.stream.columns * self.stream.source.dtype.bytes()
+    }
+
     /// Puts the runs together.
     #[inline(never)]
-    fn gather(&mut self, to: *mut u8, row_bytes: usize) {
+    fn gather(&mut self, to: *mut u8) {
+        let row_bytes = self.row_bytes();
         for piece in (Self { gathered: None, ..*self }) {
             for row in 0..piece.rows {
                 let from = piece.data.wrapping_add(row * piece.row_bytes);
@@ -72,14 +81,14 @@ impl Iterator for Pieces<'_> {
         }
         if let Some(data) = self.gathered {
             self.done = self.keys.keys;
-            let row_bytes = self.columns * self.source.dtype.bytes();
-            return Some(Piece { data, row_bytes, rows: self.keys.keys, place, ahead: 0 });
+            return Some(Piece { data, row_bytes: self.row_bytes(), rows: self.keys.keys, place, ahead: 0 });
         }
         let first = self.keys.first + place;
-        let run = self.source.run(first);
+        let source = self.stream.source;
+        let run = source.run(first);
         let rows = run.rows.min(self.keys.keys - place);
         self.done += rows;
-        let ahead = self.source.ahead(first, self.ahead);
-        Some(Piece { data: run.data, row_bytes: self.source.row_bytes(), rows, place, ahead })
+        let ahead = source.ahead(first, self.stream.ahead);
+        Some(Piece { data: run.data, row_bytes: source.row_bytes(), rows, place, ahead })
     }
 }

@@ -1,7 +1,5 @@
 //! The rows kernels of each level, one for each element type.
 
-use std::marker::PhantomData;
-
 use regard_simd::{Extension, Isa, Level, Simd, bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
@@ -59,7 +57,7 @@ impl RowsKernel {
 /// As for [`RowsKernel::run`].
 unsafe fn entry<S: Simd, F: Form, T: Tiles>(unit: &Unit<'_>, scratch: *mut f32, layout: Layout) {
     // SAFETY: the caller's contract.
-    unsafe { S::assume().vectorize(Rows::<F, T> { unit, scratch, layout, tiles: PhantomData }) }
+    unsafe { S::assume().vectorize(Rows::<F, T>::new(unit, scratch, layout)) }
 }
 
 /// One line per kernel: element type, form, token, tiles, name, extension.

@@ -73,16 +73,16 @@ macro_rules! tiles {
 // 38 against 46 in the second-level cache).
 //
 // f32 costs nothing to load again, so that rows are what is shared out where all columns of all rows are more sums than there are
-// registers: four rows of spilt sums take 1.4 times the time in the second-level cache of a Xeon with AMX, and from memory a
-// twentieth more. Eight rows are as fast there in passes of four rows and two units as in passes of eight and one, and slower in the
-// cache in passes of two and four (0.38 of the peak, and 0.41). Not measured on Zen 4, where four rows are now passed over again too.
+// registers. Eight rows from memory on a Xeon with AMX: 14.5 GB/s in passes of two rows and four units, 14.4 in passes of eight and
+// one, 13.7 of four and two. Halves, which cost two operations to widen, lose an eighth in passes of four rows and two units (10.1
+// GB/s, and 8.9). Not measured on Zen 4.
 
 tiles!(
     /// 16 lanes, 32 registers, for elements that cost nothing to widen: with few rows, memory is what counts.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other level has 16 lanes"))]
     WideStream, 16 lanes:
     1 => (16, 1, 4), 2 => (8, 1, 4), 3 => (4, 1, 4), 4 => (4, 1, 4, 2),
-    5 => (2, 2, 4, 2), 6 => (2, 2, 4, 3), 7 => (2, 2, 4, 2), 8 => (2, 2, 2, 4)
+    5 => (2, 2, 4, 2), 6 => (2, 2, 4, 3), 7 => (2, 2, 4, 2), 8 => (2, 2, 4, 2)
 );
 
 tiles!(
