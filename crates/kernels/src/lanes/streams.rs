@@ -1,4 +1,8 @@
 //! What is asked for ahead of its use, while the score product computes.
+//!
+//! The value product asks for nothing. To have it ask for the keys of the next block, a line with every 16 multiply-adds, shared out
+//! among up to four sub-tiles, cost 16 and 32 queries a twentieth on a Xeon with AMX (8 heads, 8192 keys, d 128, f32), changed
+//! nothing for 64, and gained 128 a twenty-fifth.
 
 use regard_simd::Simd;
 

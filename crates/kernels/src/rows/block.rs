@@ -207,7 +207,9 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
         Stream { source, columns, ahead, run_keys, gathered: self.scratch.wrapping_add(at) }
     }
 
-    /// What to ask for while scores become weights: the rows of a source from `first` on.
+    /// What to ask for while scores become weights: the rows of a source from `first` on. Where they are asked for ahead anyway, nothing
+    /// is gained by what would come after that, neither a line or two with each step nor 16 to 128 lines before the weighting (a
+    /// Xeon with AMX, eight rows of f32, and of bf16 and int8 on tiles).
     fn ask(&self, source: &Source<'_>, first: usize, columns: usize) -> Ask {
         Ask { at: source.run(first).data, lines: if self.keeps_up(source, columns) { Ask::LINES } else { 0 } }
     }

@@ -10,6 +10,9 @@ use crate::rows::scores::ScoreArgs;
 
 /// What [`crate::rows::scores::Scores`] does. One score is a chain of products of 64 bytes of columns each; keys that are left over
 /// take part in tiles like all others, with zeros for those that are missing, so that the place of a key does not matter.
+///
+/// A line of each key is asked for with its tile. Two rows of 256 bytes as one, of which eight pairs of lines are asked for at a time,
+/// gain a tenth in a loop of nothing else, and nothing here.
 pub(super) struct TileScores<P: Tiled, const G: usize, const L: usize>(
     pub(super) Avx512Amx,
     pub(super) ScoreArgs<P::Element>,

@@ -101,7 +101,8 @@ impl<P: Tiled, const R: usize, const G: usize, const L: usize> TileValues<P, R, 
         Chunk { first, from, to: (first + P::COLUMNS).min(self.1.first + self.1.keys), row: None }
     }
 
-    /// All chunks. While one is multiplied, the values of the next one are read: memory would be idle otherwise.
+    /// All chunks. While one is multiplied, the values of the next one are read: memory would be idle otherwise. To store the sums of a
+    /// tile after that gains nothing, and neither does to ask for even lines before odd ones.
     #[inline(always)]
     fn chunks(&self, columns: Columns) {
         let end = self.1.first + self.1.keys;
