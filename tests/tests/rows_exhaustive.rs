@@ -196,3 +196,15 @@ fn every_end_of_a_block() {
         Box::new(all.map(|(i, (keys, rows))| Sizes { group: rows, queries: 1, keys, d: 5 + i % 4, d_v: 9 }))
     });
 }
+
+/// Values of more columns than any kernel takes at once, so that blocks are passed over in chunks.
+#[test]
+fn wide_values() {
+    sweep("wide values", || {
+        let all = (1..=9).flat_map(|rows| [257, 320, 513].map(|d_v| (rows, d_v)));
+        Box::new(all.enumerate().map(|(i, (rows, d_v))| {
+            let mix = mixes(rows).nth(i % mixes(rows).count()).expect("that many mixes");
+            Sizes { group: mix[0], queries: mix[1], keys: [33, 70, 97, 130][i % 4], d: 9 + i % 3, d_v }
+        }))
+    });
+}

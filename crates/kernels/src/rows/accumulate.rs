@@ -191,15 +191,17 @@ impl<E: Element, const R: usize, const G: usize, const C: usize, const P: usize,
             let share = N.div_ceil(Self::PASSES);
             let first = (row / P * share).min(N - share);
             let ask = v.wrapping_add(self.0.ahead + first * 2 * L);
-            // A line at a time, evenly.
+            // A line at a time, evenly: two neighbours at once are slow (see the scores). A unit may be less than a line, which is
+            // asked for again then.
             let lines = if ASK { share * (2 * L).div_ceil(E::PER_LINE) } else { 0 };
+            let line_columns = E::PER_LINE.min(2 * L);
             let upto = |place: usize| (place * lines).div_ceil(2 * N);
             for unit in 0..N {
                 let v = load(s, v.add(unit * 2 * L), len);
                 for half in 0..2 {
                     let place = 2 * unit + half;
                     for line in upto(place)..upto(place + 1) {
-                        s.prefetch_far(ask.wrapping_add(line * E::PER_LINE.min(2 * L)).cast());
+                        s.prefetch_far(ask.wrapping_add(line * line_columns).cast());
                     }
                     for r in 0..Q {
                         acc[unit][r][half] = s.mul_add(v[half], weight[r], acc[unit][r][half]);

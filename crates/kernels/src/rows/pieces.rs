@@ -3,11 +3,12 @@
 use super::KeyBlock;
 use crate::source::Source;
 
-/// K or V, as one kernel reads it. What does not change from run to run is known here: a turn may be a few keys, and divisions
-/// would cost it a tenth.
+/// How the rows of K or V are read: what does not change from run to run. A turn may be a few keys, of which divisions would take a
+/// tenth.
 #[derive(Clone, Copy)]
 pub(super) struct Stream<'a> {
     pub(super) source: &'a Source<'a>,
+    /// Columns of a row.
     pub(super) columns: usize,
     /// Rows from a key to what is to be prefetched with it; 0 for nothing but the key itself.
     pub(super) ahead: usize,
@@ -39,6 +40,7 @@ pub(super) struct Piece {
 }
 
 impl<'a> Pieces<'a> {
+    /// The runs of these keys, put together first where pages break them.
     #[inline(always)]
     pub(super) fn new(stream: Stream<'a>, keys: KeyBlock) -> Self {
         let source = stream.source;
