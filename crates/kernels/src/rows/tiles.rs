@@ -110,11 +110,14 @@ tiles!(
 );
 
 tiles!(
-    /// 16 lanes, for tile registers, which hold no more of a row than its lanes: whole values of 256 columns at a time.
+    /// 16 lanes, for tile registers, which hold no more of a row than its lanes: whole values of 256 columns at a time. 16 rows cost
+    /// little more than eight.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other level has 16 lanes"))]
     WideTiles, 16 lanes:
     1 => (16, 1, 8), 2 => (8, 1, 8), 3 => (4, 1, 8), 4 => (4, 1, 8),
-    5 => (2, 1, 8), 6 => (2, 1, 8), 7 => (2, 1, 8), 8 => (2, 1, 8)
+    5 => (2, 1, 8), 6 => (2, 1, 8), 7 => (2, 1, 8), 8 => (2, 1, 8),
+    9 => (1, 1, 8), 10 => (1, 1, 8), 11 => (1, 1, 8), 12 => (1, 1, 8),
+    13 => (1, 1, 8), 14 => (1, 1, 8), 15 => (1, 1, 8), 16 => (1, 1, 8)
 );
 
 tiles!(

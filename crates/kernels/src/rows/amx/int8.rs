@@ -1,4 +1,5 @@
-//! Tiles of bytes, with queries and weights in fixed point of two bytes: the sums are those of [`Fixed`], and so is every bit.
+//! Tiles of bytes, with queries and weights in fixed point of two bytes: the sums are those of [`Fixed`], and so is
+//! every bit of a group of as many rows.
 
 use std::marker::PhantomData;
 

@@ -36,9 +36,10 @@ mod register {
     pub(super) const QUERIES: usize = 1;
     /// Sums of the parts of queries.
     pub(super) const SCORES: [usize; 2] = [2, 3];
-    pub(super) const WEIGHTS: usize = 4;
+    /// Of all parts, or of each part where they are more rows than a tile has. No keys are held while values are multiplied.
+    pub(super) const WEIGHTS: [usize; 2] = [4, KEYS];
     pub(super) const VALUES: usize = 5;
-    pub(super) const SUMS: usize = 6;
+    pub(super) const SUMS: [usize; 2] = [6, 7];
 }
 
 /// Elements as tiles take them.
@@ -77,6 +78,11 @@ fn token() -> Avx512Amx {
     unsafe { Avx512Amx::assume() }
 }
 
+/// Whether each part of the weights has a tile of its own.
+const fn parts_apart<P: Tiled>(row_lanes: usize) -> bool {
+    P::PARTS * row_lanes > ROWS
+}
+
 /// The registers for rows that take this many lanes of a step.
 fn hold<P: Tiled>(row_lanes: usize) -> TileRegisters {
     let (row_lanes, all) = (row_lanes as u8, (ROWS as u8, ROW_BYTES as u16));
@@ -86,8 +92,9 @@ fn hold<P: Tiled>(row_lanes: usize) -> TileRegisters {
     for register in [register::QUERIES, register::SCORES[0], register::SCORES[1]] {
         shapes.0[register] = (ROWS as u8, 4 * u16::from(row_lanes));
     }
-    for register in [register::WEIGHTS, register::SUMS] {
-        shapes.0[register] = (P::PARTS as u8 * row_lanes, ROW_BYTES as u16);
+    let weights = if parts_apart::<P>(row_lanes.into()) { row_lanes } else { P::PARTS as u8 * row_lanes };
+    for register in [register::WEIGHTS[0], register::SUMS[0], register::SUMS[1]] {
+        shapes.0[register] = (weights, ROW_BYTES as u16);
     }
     token().tiles(&shapes)
 }

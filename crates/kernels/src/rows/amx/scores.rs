@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use regard_simd::{Avx512Amx, Op, Simd, hide};
+use regard_simd::{Avx512Amx, Element, Op, Simd, hide};
 
 use super::register::{KEYS, QUERIES, SCORES};
 use super::{Buffer, ROW_BYTES, ROWS, TILE, Tiled};
@@ -11,8 +11,7 @@ use crate::rows::scores::ScoreArgs;
 /// What [`crate::rows::scores::Scores`] does. One score is a chain of products of 64 bytes of columns each; keys that are left over
 /// take part in tiles like all others, with zeros for those that are missing, so that the place of a key does not matter.
 ///
-/// A line of each key is asked for with its tile. Two rows of 256 bytes as one, of which eight pairs of lines are asked for at a time,
-/// gain a tenth in a loop of nothing else, and nothing here.
+/// With each tile, as many lines are asked for as it has.
 pub(super) struct TileScores<P: Tiled, const G: usize, const L: usize>(
     pub(super) Avx512Amx,
     pub(super) ScoreArgs<P::Element>,
@@ -46,6 +45,8 @@ impl<P: Tiled, const G: usize, const L: usize> TileScores<P, G, L> {
         unsafe {
             let k = args.k.add(key * args.k_stride);
             let mut q = args.q;
+            let lines = (args.d / P::COLUMNS).max(1);
+            let mut ahead = Lines::new(k.wrapping_add(args.ahead), args.k_stride, lines);
             s.tile_zero::<{ SCORES[0] }>();
             if P::PARTS == 2 {
                 s.tile_zero::<{ SCORES[1] }>();
@@ -54,11 +55,7 @@ impl<P: Tiled, const G: usize, const L: usize> TileScores<P, G, L> {
                 let k = k.add(c);
                 let columns = (args.d - c).min(P::COLUMNS);
                 if keys == ROWS && columns == P::COLUMNS {
-                    let mut line = k;
-                    for _ in 0..ROWS {
-                        s.prefetch_far(line.wrapping_add(args.ahead).cast());
-                        line = line.wrapping_add(hide(args.k_stride));
-                    }
+                    ahead.ask(s, ROWS);
                     s.tile_load::<KEYS>(k.cast(), stride);
                 } else {
                     let mut rest = Buffer([0.0; TILE]);
@@ -88,6 +85,41 @@ impl<P: Tiled, const G: usize, const L: usize> TileScores<P, G, L> {
                     let sums = P::join(s, [s.load(scores), s.load(low.0.as_ptr().add(step * L))]);
                     s.store(scores, s.mul(sums, quanta));
                 }
+            }
+        }
+    }
+}
+
+/// Whole lines of rows to ask for, in the order in which they lie in memory: row after row. A Xeon reads rows of 256 bytes at 3.9 ns
+/// per line so, and at 4.2 if it is asked for a line of each of 16 rows, then for the next one of each, as tiles are loaded; eight rows
+/// of bf16 gain 5 %. Values gain nothing (bf16 loses 5 %).
+struct Lines<E> {
+    /// The next line.
+    at: *const E,
+    /// Lines of a row, and those of the row at hand that are left.
+    of_row: usize,
+    left: usize,
+    /// Elements from the end of a row's last line to the next row.
+    skip: usize,
+}
+
+impl<E: Element> Lines<E> {
+    /// Rows from `at` on, `stride` apart, of at least one line.
+    #[inline(always)]
+    fn new(at: *const E, stride: usize, lines: usize) -> Self {
+        Self { at, of_row: lines, left: lines, skip: hide(stride.wrapping_sub(lines * E::PER_LINE)) }
+    }
+
+    /// Asks for the next `count` lines.
+    #[inline(always)]
+    fn ask(&mut self, s: Avx512Amx, count: usize) {
+        for _ in 0..count {
+            s.prefetch_far(self.at.cast());
+            self.at = self.at.wrapping_add(E::PER_LINE);
+            self.left -= 1;
+            if self.left == 0 {
+                self.left = self.of_row;
+                self.at = self.at.wrapping_add(self.skip);
             }
         }
     }

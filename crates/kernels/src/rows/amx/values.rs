@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use regard_simd::{Avx512Amx, Op, Simd, hide};
 
 use super::register::{SUMS, VALUES, WEIGHTS};
-use super::{Buffer, ROW_BYTES, ROWS, TILE, Tiled, load};
+use super::{Buffer, ROW_BYTES, ROWS, TILE, Tiled, load, parts_apart};
 use crate::rows::accumulate::AccumulateArgs;
 
 type F32 = <Avx512Amx as Simd>::F32;
@@ -91,8 +91,14 @@ impl<P: Tiled, const R: usize, const G: usize, const L: usize> Op for TileValues
 impl<P: Tiled, const R: usize, const G: usize, const L: usize> TileValues<P, R, G, L> {
     const ROW_LANES: usize = L / G;
 
+    /// Whether each part of the weights has a tile of its own.
+    const APART: bool = parts_apart::<P>(Self::ROW_LANES);
+
+    /// f32 of a part of the weights of a chunk, or of the sums of 16 columns: `[ROW_LANES][16]`.
+    const PART_LEN: usize = Self::ROW_LANES * ROWS;
+
     /// f32 of the sums of 16 columns: `[part][ROW_LANES][16]`.
-    const SUMS_LEN: usize = P::PARTS * Self::ROW_LANES * ROWS;
+    const SUMS_LEN: usize = P::PARTS * Self::PART_LEN;
 
     /// The chunk of the run's keys from place `from` of the block on.
     #[inline(always)]
@@ -148,7 +154,8 @@ impl<P: Tiled, const R: usize, const G: usize, const L: usize> TileValues<P, R, 
         let s = self.0;
         let mut panel = Panel([const { MaybeUninit::uninit() }; PANEL * TILE]);
         let panel = panel.start();
-        let mut all = Buffer([0.0; TILE]);
+        const { assert!(Self::SUMS_LEN <= 2 * TILE) };
+        let mut all = Buffer([0.0; 2 * TILE]);
         let all = all.0.as_mut_ptr();
         let mut from = self.1.first;
         while from < self.1.first + self.1.keys {
@@ -193,7 +200,12 @@ impl<P: Tiled, const R: usize, const G: usize, const L: usize> TileValues<P, R, 
     fn load_weights(&self, chunk: Chunk) {
         let weights = self.1.weights.wrapping_add(chunk.first * Self::ROW_LANES);
         // SAFETY: the weights of the chunk are there, in that layout. The rows kernel holds the registers.
-        unsafe { self.0.tile_load::<WEIGHTS>(weights.cast(), ROW_BYTES) };
+        unsafe {
+            self.0.tile_load::<{ WEIGHTS[0] }>(weights.cast(), ROW_BYTES);
+            if Self::APART {
+                self.0.tile_load::<{ WEIGHTS[1] }>(weights.add(Self::PART_LEN).cast(), ROW_BYTES);
+            }
+        }
     }
 
     /// Adds the product of the weights and a tile of a panel to its sums, which are zero before that if they are fresh.
@@ -202,14 +214,29 @@ impl<P: Tiled, const R: usize, const G: usize, const L: usize> TileValues<P, R, 
         let s = self.0;
         // SAFETY: the panel has the tile, and so have the sums. The rows kernel holds the registers.
         unsafe {
-            if fresh {
-                s.tile_zero::<SUMS>();
-            } else {
-                s.tile_load::<SUMS>(sums.cast(), ROW_BYTES);
-            }
             s.tile_load::<VALUES>(panel.add(tile * TILE).cast(), ROW_BYTES);
-            P::dot::<SUMS, WEIGHTS, VALUES>(s);
-            s.tile_store::<SUMS>(sums.cast(), ROW_BYTES);
+            Self::add::<{ SUMS[0] }, { WEIGHTS[0] }>(s, sums, fresh);
+            if Self::APART {
+                Self::add::<{ SUMS[1] }, { WEIGHTS[1] }>(s, sums.add(Self::PART_LEN), fresh);
+            }
+        }
+    }
+
+    /// Adds the product of a tile of weights and the values at hand to sums.
+    ///
+    /// # Safety
+    /// There are sums of a tile. The rows kernel holds the registers.
+    #[inline(always)]
+    unsafe fn add<const C: usize, const A: usize>(s: Avx512Amx, sums: *mut f32, fresh: bool) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            if fresh {
+                s.tile_zero::<C>();
+            } else {
+                s.tile_load::<C>(sums.cast(), ROW_BYTES);
+            }
+            P::dot::<C, A, VALUES>(s);
+            s.tile_store::<C>(sums.cast(), ROW_BYTES);
         }
     }
 
