@@ -299,7 +299,9 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
         Some(masked_from)
     }
 
-    /// Products of queries and some keys of a block. The first group asks for what comes later.
+    /// Products of queries and some keys of a block. The first group asks for what comes later. To have each group ask with every
+    /// so-manieth key gains 4 to 8 % with two and four groups (f32, a Xeon with AMX), and costs one group 4 % by the counting; to cut runs
+    /// into a few keys for each group to ask with in turn costs two groups a tenth.
     #[inline(always)]
     pub(super) fn score_products<S: Simd>(&self, s: S, group: Group<'_>, k: Stream<'_>, part: Part) {
         let unit = self.unit;
