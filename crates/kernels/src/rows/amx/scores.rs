@@ -130,3 +130,16 @@ impl<E: Element> Lines<E> {
         line
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Lines;
+
+    #[test]
+    fn lines_come_as_they_lie() {
+        let rows = [0_i8; 3 * 160];
+        let mut lines = Lines::new(rows.as_ptr(), 160, 2);
+        let places = [(); 6].map(|()| lines.take().addr() - rows.as_ptr().addr());
+        assert_eq!(places, [0, 64, 160, 224, 320, 384]);
+    }
+}
