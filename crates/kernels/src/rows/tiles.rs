@@ -110,8 +110,8 @@ tiles!(
 );
 
 tiles!(
-    /// 16 lanes, for tile registers, which hold no more of a row than its lanes: whole values of 256 columns at a time. 16 rows cost
-    /// little more than eight.
+    /// 16 lanes, for tile registers, which hold no more of a row than its lanes: whole values of 256 columns at a time. In the
+    /// second-level cache 16 rows of bf16 take 1.3 times the time of eight, and of int8 1.6 times.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other level has 16 lanes"))]
     WideTiles, 16 lanes:
     1 => (16, 1, 8), 2 => (8, 1, 8), 3 => (4, 1, 8), 4 => (4, 1, 8),
