@@ -8,8 +8,8 @@
 //! A chunk has as many keys as there are elements in 64 bytes. Keys need no preparation, and their scores come out as a vector of
 //! scores holds them. Values are interleaved, one chunk at a time; columns stay apart, so that NaN and Inf stay in theirs.
 //!
-//! All products of up to 16 rows together cost what those of one do. Nothing here depends on how many there are but for the width of their tiles, and
-//! whether the parts of their weights fit in one.
+//! All products of up to 16 rows together cost what those of one do. Nothing here depends on how many there are but for the width of
+//! their tiles, and whether the parts of their weights fit in one.
 
 mod bf16;
 mod int8;

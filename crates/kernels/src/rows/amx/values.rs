@@ -73,6 +73,8 @@ impl<P: Tiled, const R: usize, const G: usize, const L: usize> Op for TileValues
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         const { assert!(L == ROWS && R <= L / G && L.is_multiple_of(G)) };
+        // Tiles of parts have the shape of tiles of keys, whose register the second one takes.
+        const { assert!(!Self::APART || P::PARTS == 2 && Self::ROW_LANES == ROWS) };
         let args = &self.1;
         for column in (0..args.d_v).step_by(PANEL * ROWS) {
             let columns = Columns { first: column, len: (args.d_v - column).min(PANEL * ROWS) };
