@@ -10,7 +10,7 @@ use super::accumulate::AccumulateArgs;
 use super::scores::ScoreArgs;
 
 /// Columns of four pairs.
-const COLUMNS: usize = 8;
+pub(super) const COLUMNS: usize = 8;
 
 /// Elements of a cache line.
 const LINE: usize = 32;
@@ -21,11 +21,11 @@ const LINE: usize = 32;
 /// A step has `L / 4` scores of each of four vectors: of four keys, or of two keys and twice as many rows.
 pub(super) struct ScoreDots<const R: usize, const G: usize, const L: usize>(pub(super) ScoreArgs<bf16>);
 
-/// The word of query row `r` in which column `c` lies, and which half of it: `[columns / 8][set of L / 4 rows][L]`.
-pub(super) fn query_place(rows: usize, r: usize, c: usize, lanes: usize) -> (usize, usize) {
+/// The first of the words of query row `r` in which the 8 columns from `c` on lie: `[columns / 8][set of L / 4 rows][L]`.
+pub(super) fn query_words(rows: usize, r: usize, c: usize, lanes: usize) -> usize {
     let sets = rows.div_ceil(lanes / 4);
     let vector = c / COLUMNS * sets + r / (lanes / 4);
-    (vector * lanes + r % (lanes / 4) * 4 + c % COLUMNS / 2, c % 2)
+    vector * lanes + r % (lanes / 4) * 4
 }
 
 impl<const R: usize, const G: usize, const L: usize> Op for ScoreDots<R, G, L> {

@@ -13,6 +13,7 @@ use regard_simd::{Op, Simd};
 use super::accumulate::AccumulateArgs;
 use super::dots::{AccumulateDots, Pairs};
 use super::form::{Form, Weights};
+use super::pack::MOST_COLUMNS;
 use super::scores::{Product, ScoreArgs, Scores};
 
 /// Pairs of integers.
@@ -40,6 +41,7 @@ fn quantum(largest: f32, limit: f32) -> f32 {
 }
 
 /// `x` in quanta.
+#[inline(always)]
 fn multiple(x: f32, quantum: f32) -> f32 {
     if !quantum.is_infinite() {
         x / quantum
@@ -51,9 +53,15 @@ fn multiple(x: f32, quantum: f32) -> f32 {
 }
 
 /// The same, rounded to the nearest integer, ties to even; NaN, whose quantum is NaN, becomes any number.
-pub(super) fn whole_multiple(x: f32, quantum: f32) -> i16 {
-    // As bits, the sum has the integer in its low half: `round_ties_even` would be a call for each element.
-    (multiple(x, quantum) + 12_582_912.0).to_bits() as i16
+#[inline(always)]
+pub(super) fn whole_multiples<const N: usize>(columns: &[f32; N], quantum: f32) -> [i16; N] {
+    // A loop, as `map` would be a call, which has no vectors of the level.
+    let mut multiples = [0; N];
+    for i in 0..N {
+        // As bits, the sum has the integer in its low half: `round_ties_even` would be a call for each element.
+        multiples[i] = (multiple(columns[i], quantum) + 12_582_912.0).to_bits() as i16;
+    }
+    multiples
 }
 
 impl Product for Fixed {
@@ -105,16 +113,24 @@ impl Form for Fixed {
 
     fn hold(_row_lanes: usize) {}
 
-    fn quantum(query: impl ExactSizeIterator<Item = f32>) -> f32 {
-        let limit = limit(query.len());
-        quantum(query.fold(0.0, larger), limit)
+    #[inline(always)]
+    fn quantum(largest: impl FnOnce() -> f32, columns: usize) -> f32 {
+        quantum(largest(), limit(columns))
     }
 
-    unsafe fn put_query(to: *mut f32, [r, c, rows, lanes]: [usize; 4], value: f32, quantum: f32) {
-        let width = <Self as Product>::LANE_COLUMNS * lanes;
+    #[inline(always)]
+    unsafe fn put_query<S: Simd>(
+        _: S,
+        to: *mut f32,
+        [r, c, rows]: [usize; 3],
+        columns: &[f32; MOST_COLUMNS],
+        quantum: f32,
+    ) {
+        let width = <Self as Product>::LANE_COLUMNS * S::LANES;
         let word = (c / width * rows + r) * width + c % width;
         // SAFETY: the caller's contract.
-        unsafe { *to.cast::<i16>().add(word) = whole_multiple(value, quantum) };
+        let words = unsafe { std::slice::from_raw_parts_mut(to.cast::<i16>().add(word), 2 * S::LANES) };
+        words.copy_from_slice(&whole_multiples(columns, quantum)[..2 * S::LANES]);
     }
 
     #[inline(always)]

@@ -6,7 +6,8 @@ use regard_simd::{Element, Op, Simd, bf16};
 
 use super::accumulate::{Accumulate, AccumulateArgs};
 use super::ask::Ask;
-use super::dots::{self, AccumulateDots, Pairs, ScoreDots, query_place};
+use super::dots::{self, AccumulateDots, Pairs, ScoreDots, query_words};
+use super::pack::MOST_COLUMNS;
 use super::scores::{self, Product, ScoreArgs, Scores};
 
 /// A form of K and V in registers, with the products that go with it: `R` rows, `G` keys of a step, `L` lanes.
@@ -27,16 +28,18 @@ pub(crate) trait Form: 'static {
     /// Prepares this thread for rows that take this many lanes of a step.
     fn hold(row_lanes: usize) -> Self::Held;
 
-    /// What `1` is to be worth in a packed query of these elements.
-    fn quantum(_query: impl ExactSizeIterator<Item = f32>) -> f32 {
+    /// What `1` is to be worth in a packed query of so many columns, given the largest magnitude of them; NaN if one is.
+    #[inline(always)]
+    fn quantum(_largest: impl FnOnce() -> f32, _columns: usize) -> f32 {
         1.0
     }
 
-    /// Writes element `c` of query row `r` of `rows` to where [`Form::scores`] looks for it. `place` is `[r, c, rows, lanes]`.
+    /// Writes `2 * LANES` columns of query row `r` of `rows`, from `c` on, which is a multiple of that, to where [`Form::scores`] looks
+    /// for them. `place` is `[r, c, rows]`; the columns come first in `columns`.
     ///
     /// # Safety
     /// `to` has room for the packed queries.
-    unsafe fn put_query(to: *mut f32, place: [usize; 4], value: f32, quantum: f32);
+    unsafe fn put_query<S: Simd>(s: S, to: *mut f32, place: [usize; 3], columns: &[f32; MOST_COLUMNS], quantum: f32);
 
     /// The score product, `K` keys at a time.
     fn scores<S: Simd, const R: usize, const G: usize, const K: usize, const L: usize>(
@@ -109,11 +112,20 @@ impl<E: Element> Form for Widened<E> {
 
     fn hold(_row_lanes: usize) {}
 
-    unsafe fn put_query(to: *mut f32, [r, c, rows, lanes]: [usize; 4], value: f32, _quantum: f32) {
-        let width = 2 * lanes;
-        let place = (c / width * rows + r) * width + E::place(c % width, lanes);
+    #[inline(always)]
+    unsafe fn put_query<S: Simd>(
+        _: S,
+        to: *mut f32,
+        [r, c, rows]: [usize; 3],
+        columns: &[f32; MOST_COLUMNS],
+        _quantum: f32,
+    ) {
+        let width = 2 * S::LANES;
         // SAFETY: the caller's contract.
-        unsafe { *to.add(place) = value };
+        let unit = unsafe { std::slice::from_raw_parts_mut(to.add((c / width * rows + r) * width), width) };
+        for i in 0..width {
+            unit[E::place(i, S::LANES)] = columns[i];
+        }
     }
 
     #[inline(always)]
@@ -175,10 +187,22 @@ impl Form for Dots {
 
     fn hold(_row_lanes: usize) {}
 
-    unsafe fn put_query(to: *mut f32, [r, c, rows, lanes]: [usize; 4], value: f32, _quantum: f32) {
-        let (word, half) = query_place(rows, r, c, lanes);
-        // SAFETY: the caller's contract.
-        unsafe { *to.add(word).cast::<bf16>().add(half) = bf16::narrow(value) };
+    #[inline(always)]
+    unsafe fn put_query<S: Simd>(
+        s: S,
+        to: *mut f32,
+        [r, c, rows]: [usize; 3],
+        columns: &[f32; MOST_COLUMNS],
+        _quantum: f32,
+    ) {
+        let narrow = narrow_columns(s, columns);
+        for i in (0..2 * S::LANES).step_by(dots::COLUMNS) {
+            // SAFETY: the caller's contract.
+            let words = unsafe { to.add(query_words(rows, r, c + i, S::LANES)).cast::<[bf16; dots::COLUMNS]>() };
+            let columns = narrow[i..].first_chunk().expect("as many as a vector has places for");
+            // SAFETY: as above.
+            unsafe { words.write_unaligned(*columns) };
+        }
     }
 
     #[inline(always)]
@@ -202,6 +226,20 @@ impl Form for Dots {
     fn place(i: usize, _lanes: usize) -> usize {
         i
     }
+}
+
+/// The first `2 * LANES` columns of a query, rounded to bf16.
+#[inline(always)]
+pub(super) fn narrow_columns<S: Simd>(s: S, columns: &[f32; MOST_COLUMNS]) -> [bf16; MOST_COLUMNS] {
+    let mut narrow = [bf16::ZERO; MOST_COLUMNS];
+    for half in 0..2 {
+        // SAFETY: both have two vectors.
+        unsafe {
+            let at = half * S::LANES;
+            s.store_first_bf16(narrow.as_mut_ptr().add(at), s.load(columns.as_ptr().add(at)), S::LANES);
+        }
+    }
+    narrow
 }
 
 /// Rounds weights to bf16: a lane of an even key of a step then holds the pair of its weight and that of the next key.

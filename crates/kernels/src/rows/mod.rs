@@ -36,6 +36,7 @@ mod finish;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernel of other levels is of integers"))]
 mod fixed;
 pub(crate) mod form;
+mod pack;
 mod pieces;
 pub(crate) mod prune;
 mod scores;
@@ -47,14 +48,13 @@ pub(crate) mod tiles;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use regard_simd::{Element, Op, Simd, bf16, f16};
+use regard_simd::{Op, Simd};
 
 use self::args::{QueryRow, Unit};
 use self::block::Turn;
 use self::form::Form;
 use self::scratch::Layout;
 use self::tiles::Tiles;
-use crate::tensor::Dtype;
 
 /// One call.
 pub(crate) struct Rows<'a, F, T> {
@@ -110,7 +110,7 @@ impl<F: Form, T: Tiles> Op for Rows<'_, F, T> {
         const { assert!(T::LANES == S::LANES && S::LANES <= 16) };
         let _held = F::hold(T::LANES / self.group(0, 0).step_keys);
         for index in 0..self.groups {
-            self.pack(self.group(index, 0));
+            self.pack(s, self.group(index, 0));
             self.begin(self.group(index, 0));
         }
         let all = &self.unit.span;
@@ -211,41 +211,6 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
 
     fn block_after(&self, block: KeyBlock, within: &Range<usize>) -> Option<KeyBlock> {
         self.block_from(self.after(block), within)
-    }
-
-    /// The queries of a group in the form of the kernel, zero past `d`.
-    fn pack(&self, group: Group<'_>) {
-        match self.unit.q_dtype {
-            Dtype::F32 => self.pack_from::<f32>(group),
-            Dtype::F16 => self.pack_from::<f16>(group),
-            Dtype::Bf16 => self.pack_from::<bf16>(group),
-            Dtype::Int8 => unreachable!("queries are not quantised"),
-        }
-    }
-
-    fn pack_from<Q: Element>(&self, group: Group<'_>) {
-        let unit = self.unit;
-        let sign = if unit.turned() { -1.0 } else { 1.0 };
-        let rows = group.rows.len();
-        let row_lanes = T::LANES / group.step_keys;
-        // SAFETY: the layout has room for the queries of a group and for vectors of quanta, and rows have `d` elements.
-        unsafe {
-            group.queries.write_bytes(0, scratch::query_len(rows, unit.d, T::LANES));
-            for lane in 0..T::LANES {
-                *group.query_quanta.add(lane) = 1.0;
-                *group.weight_quanta.add(lane) = 1.0;
-            }
-            for (r, row) in group.rows.iter().enumerate() {
-                let q = row.q.cast::<Q>();
-                let quantum = F::quantum((0..unit.d).map(|c| (*q.add(c)).widen()));
-                for c in 0..unit.d {
-                    F::put_query(group.queries, [r, c, rows, T::LANES], sign * (*q.add(c)).widen(), quantum);
-                }
-                for g in 0..group.step_keys {
-                    *group.query_quanta.add(g * row_lanes + r) = quantum;
-                }
-            }
-        }
     }
 
     /// Sets the rows of a group to what they are before any key.

@@ -2,14 +2,15 @@
 
 use std::marker::PhantomData;
 
-use regard_simd::{Avx512Amx, Element, Simd, TileRegisters, bf16};
+use regard_simd::{Avx512Amx, Simd, TileRegisters, bf16};
 
 use super::scores::TileScores;
 use super::values::TileValues;
 use super::weights::{Chunk, Narrow, TileWeights, turn};
-use super::{Buffer, ROWS, TILE, Tiled, hold, query_word, token};
+use super::{Buffer, ROWS, TILE, Tiled, hold, put_words, token};
 use crate::rows::accumulate::AccumulateArgs;
-use crate::rows::form::{Form, Weights};
+use crate::rows::form::{Form, Weights, narrow_columns};
+use crate::rows::pack::MOST_COLUMNS;
 use crate::rows::scores::ScoreArgs;
 
 type F32 = <Avx512Amx as Simd>::F32;
@@ -79,10 +80,10 @@ impl Form for TiledBf16 {
         hold::<Self>(row_lanes)
     }
 
-    unsafe fn put_query(to: *mut f32, [r, c, rows, _]: [usize; 4], value: f32, _quantum: f32) {
-        let (word, _) = query_word::<Self>([r, c, rows]);
+    #[inline(always)]
+    unsafe fn put_query<S: Simd>(s: S, to: *mut f32, place: [usize; 3], columns: &[f32; MOST_COLUMNS], _quantum: f32) {
         // SAFETY: the caller's contract.
-        unsafe { *to.add(word).cast::<bf16>().add(c % 2) = bf16::narrow(value) };
+        unsafe { put_words::<Self>(to, place, &[narrow_columns(s, columns)]) };
     }
 
     #[inline(always)]

@@ -8,11 +8,12 @@ use regard_simd::{Avx512Amx, Simd, TileRegisters};
 use super::scores::TileScores;
 use super::values::TileValues;
 use super::weights::{Chunk, Narrow, TileWeights, turn};
-use super::{Buffer, ROW_BYTES, ROWS, TILE, Tiled, hold, query_word, token};
+use super::{Buffer, ROW_BYTES, ROWS, TILE, Tiled, hold, put_words, token};
 use crate::rows::accumulate::AccumulateArgs;
 use crate::rows::ask::Ask;
 use crate::rows::fixed::{self, Fixed};
 use crate::rows::form::{Form, Weights};
+use crate::rows::pack::MOST_COLUMNS;
 use crate::rows::scores::ScoreArgs;
 
 type F32 = <Avx512Amx as Simd>::F32;
@@ -97,20 +98,21 @@ impl Form for TiledInt8 {
         hold::<Self>(row_lanes)
     }
 
-    fn quantum(query: impl ExactSizeIterator<Item = f32>) -> f32 {
-        Fixed::quantum(query)
+    #[inline(always)]
+    fn quantum(largest: impl FnOnce() -> f32, columns: usize) -> f32 {
+        Fixed::quantum(largest, columns)
     }
 
-    unsafe fn put_query(to: *mut f32, [r, c, rows, _]: [usize; 4], value: f32, quantum: f32) {
-        let (word, part) = query_word::<Self>([r, c, rows]);
-        let multiple = fixed::whole_multiple(value, quantum);
-        let low = multiple as i8;
-        let high = (multiple.wrapping_sub(i16::from(low)) >> 8) as i8;
-        // SAFETY: the caller's contract.
-        unsafe {
-            *to.add(word).cast::<i8>().add(c % 4) = high;
-            *to.add(word + part).cast::<i8>().add(c % 4) = low;
+    #[inline(always)]
+    unsafe fn put_query<S: Simd>(_: S, to: *mut f32, place: [usize; 3], columns: &[f32; MOST_COLUMNS], quantum: f32) {
+        let multiples = fixed::whole_multiples(columns, quantum);
+        let (mut high, mut low) = ([0; MOST_COLUMNS], [0; MOST_COLUMNS]);
+        for i in 0..MOST_COLUMNS {
+            low[i] = multiples[i] as i8;
+            high[i] = (multiples[i].wrapping_sub(i16::from(low[i])) >> 8) as i8;
         }
+        // SAFETY: the caller's contract.
+        unsafe { put_words::<Self>(to, place, &[high, low]) };
     }
 
     #[inline(always)]

@@ -100,12 +100,22 @@ fn hold<P: Tiled>(row_lanes: usize) -> TileRegisters {
     token().tiles(&shapes)
 }
 
-/// The word of the packed queries in which column `c` of row `r` lies, for part 0, and how many words further it lies for the next
-/// part: `[64 bytes of columns][part][4 bytes of columns][row]`.
-fn query_word<P: Tiled>([r, c, rows]: [usize; 3]) -> (usize, usize) {
+/// Writes 32 columns of row `r` of `rows`, from `c` on, to where [`scores::TileScores`] looks for them: `[64 bytes of columns][part][4
+/// bytes of columns][row]`. `place` is `[r, c, rows]`.
+///
+/// # Safety
+/// `to` has room for the packed queries.
+#[inline(always)]
+unsafe fn put_words<P: Tiled>(to: *mut f32, [r, c, rows]: [usize; 3], parts: &[[P::Element; 2 * ROWS]]) {
     let row_lanes = rows.next_power_of_two();
-    let part = ROWS * row_lanes;
-    (c / P::COLUMNS * P::PARTS * part + c % P::COLUMNS / P::GROUP * row_lanes + r, part)
+    let len = ROWS * row_lanes;
+    let first = c / P::COLUMNS * parts.len() * len + c % P::COLUMNS / P::GROUP * row_lanes + r;
+    for (i, part) in parts.iter().enumerate() {
+        for (j, word) in part.chunks_exact(P::GROUP).enumerate() {
+            // SAFETY: the caller's contract; a group of elements is of 4 bytes.
+            unsafe { *to.add(first + i * len + j * row_lanes) = word.as_ptr().cast::<f32>().read_unaligned() };
+        }
+    }
 }
 
 /// Memory that a tile is read from or written to.

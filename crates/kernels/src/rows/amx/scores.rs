@@ -57,7 +57,7 @@ impl<P: Tiled, const G: usize, const L: usize> TileScores<P, G, L> {
                 let k = k.add(c);
                 let columns = (args.d - c).min(P::COLUMNS);
                 if keys == ROWS && columns == P::COLUMNS {
-                    for _ in 0..ROWS {
+                    for _ in 0..if args.ahead == 0 { 0 } else { ROWS } {
                         s.prefetch_far(ahead.take().cast());
                         if P::GROUP == 4 {
                             s.prefetch(near.take().cast());

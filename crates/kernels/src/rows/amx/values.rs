@@ -288,7 +288,7 @@ impl<P: Tiled, const R: usize, const G: usize, const L: usize> TileValues<P, R, 
     fn line(&self, to: *mut f32, values: *const P::Element, stride: usize, len: usize) {
         let (s, ahead) = (self.0, self.1.ahead);
         let mut vectors = [s.zero(); 4];
-        for i in 0..P::GROUP {
+        for i in 0..if ahead == 0 { 0 } else { P::GROUP } {
             s.prefetch_far(values.wrapping_add(i * stride + ahead).cast());
         }
         for i in 0..P::GROUP {
