@@ -346,49 +346,43 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     }
 
     /// Says which lanes see which keys, and gives the first step of which some lane does not; none if there is no key that a
-    /// lane sees.
+    /// lane sees. Lanes past the last key see nothing.
     fn visible(&self, group: Group<'_>, keys: KeyBlock) -> Option<usize> {
         let unit = self.unit;
-        let (step_keys, end) = (group.step_keys, keys.first + keys.keys);
-        let steps = keys.keys.div_ceil(step_keys);
+        let step_keys = group.step_keys;
         let row_lanes = T::LANES / step_keys;
-        let whole = |row: &QueryRow| {
+        let seen = |row: &QueryRow| {
             let seen = unit.band.visible(row.query, unit.keys);
-            row.keep.is_null() && seen.start <= keys.first && end <= seen.end
+            let place = |key: usize| key.clamp(keys.first, keys.first + keys.keys) - keys.first;
+            place(seen.start)..place(seen.end)
         };
-        if group.rows.iter().all(whole) {
-            let rows = below(group.rows.len());
-            // SAFETY: `visible` has a word for each step.
-            let words = unsafe { std::slice::from_raw_parts_mut(group.visible, steps) };
-            words.fill((0..step_keys).map(|g| rows << (g * row_lanes)).sum());
-            // Lanes past the last key see nothing.
-            let masked_from = match keys.keys % step_keys {
-                0 => steps,
-                rest => {
-                    words[steps - 1] = (0..rest).map(|g| rows << (g * row_lanes)).sum();
-                    steps - 1
-                }
-            };
-            return self.hide(group, keys, words).map(|hides| if hides { 0 } else { masked_from });
+        // Steps all of whose keys are seen by all rows: they are most, and rows are looked at one by one before and after them only.
+        let (mut start, mut end) = (0, keys.keys);
+        for row in group.rows {
+            let seen = seen(row);
+            (start, end) = (start.max(seen.start), end.min(seen.end));
         }
-        // SAFETY: `visible` has a word for each step, and masks cover every key.
-        unsafe {
-            let words = std::slice::from_raw_parts_mut(group.visible, steps);
-            words.fill(0);
-            let mut any = false;
-            for (r, row) in group.rows.iter().enumerate() {
-                let seen = unit.band.visible(row.query, unit.keys);
-                for key in seen.start.max(keys.first)..seen.end.min(end) {
-                    let kept = row.keep.is_null() || *row.keep.add(key * row.keep_stride) != 0;
-                    if kept && self.takes(group, r, key) {
-                        let place = key - keys.first;
-                        words[place / step_keys] |= 1 << (place % step_keys * row_lanes + r);
-                        any = true;
-                    }
-                }
+        let whole = start.div_ceil(step_keys)..end / step_keys;
+        let tensor = group.rows.iter().any(|row| !row.keep.is_null());
+        let whole = if tensor || whole.is_empty() { 0..0 } else { whole };
+        // SAFETY: `visible` has a word for each step.
+        let words = unsafe { std::slice::from_raw_parts_mut(group.visible, keys.keys.div_ceil(step_keys)) };
+        words.fill(0);
+        let rows = below(group.rows.len());
+        words[whole.clone()].fill((0..step_keys).map(|g| rows << (g * row_lanes)).sum());
+        for (r, row) in group.rows.iter().enumerate() {
+            let seen = seen(row);
+            let before = seen.start..seen.end.min(whole.start * step_keys);
+            let after = seen.start.max(whole.end * step_keys)..seen.end;
+            for place in before.chain(after) {
+                // SAFETY: masks cover every key.
+                let kept = row.keep.is_null() || unsafe { *row.keep.add((keys.first + place) * row.keep_stride) != 0 };
+                words[place / step_keys] |= u64::from(kept) << (place % step_keys * row_lanes + r);
             }
-            any.then_some(0)
         }
+        let hides = self.hide(group, keys, words)?;
+        let masked_from = if hides || whole.start > 0 { 0 } else { whole.end };
+        (!whole.is_empty() && !hides || words.iter().any(|word| *word != 0)).then_some(masked_from)
     }
 
     /// Scales of keys in the layout of the scores; null if there are none.

@@ -68,16 +68,7 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
         (block.first / key_block + 1) * key_block
     }
 
-    /// Whether row `r` of a group may be given a key.
-    #[inline(always)]
-    pub(super) fn takes(&self, group: Group<'_>, r: usize, key: usize) -> bool {
-        match self.unit.wanted {
-            Some(wanted) if self.is_weighted() => wanted[key / INDEX_BLOCK] >> (group.first + r) & 1 == 1,
-            _ => true,
-        }
-    }
-
-    /// Takes what rows of a group may not be given from what they see, all of a block. Gives whether there is such; none if
+    /// Takes what rows of a group may not be given from what they see of a block. Gives whether there is such; none if
     /// nothing is left.
     pub(super) fn hide(&self, group: Group<'_>, keys: KeyBlock, visible: &mut [u64]) -> Option<bool> {
         let Some(wanted) = self.unit.wanted.filter(|_| self.is_weighted()) else { return Some(false) };
