@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use regard::reference::Rounding;
 use regard::{Dtype, Execution, Isa, Keys, Level, Problem, Queries, SigmoidBias, Split, Temperature, Weighting};
-use regard_kernels::launch::{self, Call, Choice, Outputs, PageTables, Temperatures};
-use regard_kernels::table::{Kernel, RowsKernel, kernels, rows_kernel, rows_kernels};
+use regard_kernels::launch::{self, Call, Choice, Outputs, PageTables, RowsChoice, Temperatures};
+use regard_kernels::table::{Kernel, RowsKernel, kernels, rows_kernels, rows_kernels_for};
 use regard_kernels::weighting::{
     AnyWeighting, AverageHard, Hard, Identity, Map, Normalised, Polynomial, Relu, ReluSquared, Side, Sigmoid, Softmax,
     Taylor2,
@@ -162,7 +162,7 @@ impl Engine {
     fn choice(self, case: &Case<'_>, blocks: &Blocks<'_>) -> Choice {
         let (level, dtype) = (self.level(), case.k.dtype());
         let (kernel, rows, rows_up_to) = match self {
-            Self::Lanes(kernel) => (kernel, rows_kernel(level, dtype, 1, |_| false), 0),
+            Self::Lanes(kernel) => (kernel, rows_kernels_for(level, dtype, |_| false)[0], 0),
             Self::Rows(rows) => (&kernels(level)[0], rows, usize::MAX),
         };
         Choice {
@@ -171,11 +171,13 @@ impl Engine {
             key_block: blocks.keys.max(16).next_multiple_of(2),
             query_block: blocks.queries,
             copy: blocks.copy,
-            rows,
-            rows_key_block: blocks.keys.next_multiple_of(32),
-            rows_up_to,
+            rows: [RowsChoice {
+                kernel: rows,
+                key_block: blocks.keys.next_multiple_of(32),
+                up_to: rows_up_to,
+                prefetch: blocks.prefetch,
+            }; 2],
             split: blocks.split,
-            prefetch: blocks.prefetch,
         }
     }
 

@@ -24,7 +24,7 @@ pub use case::Case;
 pub use check::{Report, check, compare};
 pub use engine::{Blocks, Engine, engines, engines_for, every_kernel, every_rows_kernel};
 pub use guard::{GUARD, Guarded, Layout, Poison, poison};
-pub use machine::{levels, profile_for, setup_for, setup_of, this_test};
+pub use machine::{levels, profile_for, setup_for, setup_of, setup_with_tiles, this_test};
 pub use naive::naive;
 pub use random::Random;
 pub use run::{Output, Path, is_fixed, is_native, paths, run, run_into, run_plan, run_plan_as, same};

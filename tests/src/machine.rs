@@ -46,6 +46,13 @@ pub fn setup_of(level: Level) -> Setup {
     Setup { level, machine: Machine::default(), profile: None }
 }
 
+/// The same on a machine where plans take tile registers, if the level has them.
+pub fn setup_with_tiles(level: Level) -> Setup {
+    let tiles = Extension::Amx.is_available_at(level.isa());
+    let vendor = if tiles { "GenuineIntel".to_owned() } else { String::new() };
+    Setup { machine: Machine { vendor, ..Machine::default() }, ..setup_of(level) }
+}
+
 /// A profile of this machine with one entry.
 pub fn profile_for(machine: &Machine, kernel: &Kernel, key_block: usize, query_block: usize) -> Profile {
     let tool = Tool {

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use regard::{Align, Dtype, Execution, Level, SigmoidBias, Temperature, View, Weighting};
-use regard_kernels::table::{kernels, rows_kernel};
+use regard_kernels::table::{kernels, rows_kernels_for};
 use regard_tests::{
     Blocks, Case, Engine, Layout, Output, Random, SLOW, Spec, Stored, Tensor, check, engines, levels, run, selects,
     setup_for, setup_of, weightings,
@@ -15,7 +15,7 @@ fn run_at(level: Level, case: &Case<'_>) -> Output {
 
 /// The first lanes kernel of a level, and its rows kernel for f32.
 fn engines_at(level: Level) -> [Engine; 2] {
-    [Engine::Lanes(&kernels(level)[0]), Engine::Rows(rows_kernel(level, Dtype::F32, 1, |_| false))]
+    [Engine::Lanes(&kernels(level)[0]), Engine::Rows(rows_kernels_for(level, Dtype::F32, |_| false)[0])]
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use regard::{Attention, Dtype, Execution, Level, Plan, Problem, Setup, View, Weighting, kernel_set};
-use regard_kernels::table::{KEY_BLOCKS, QUERY_BLOCKS, kernels, rows_kernel};
+use regard_kernels::table::{KEY_BLOCKS, QUERY_BLOCKS, kernels, rows_kernels_for};
 use regard_profile::{Config, Machine, PROFILE_VARIABLE, Profile, ProfileError, TunedReading, load, save};
 use regard_tests::{Case, Layout, Random, Spec, Stored, Tensor, check, levels, profile_for, setup_of, this_test};
 
@@ -213,7 +213,7 @@ fn profiles_of_a_process() {
 #[test]
 fn a_tuned_reading_serves_calls_of_as_many_rows() {
     for &level in levels() {
-        let rows = rows_kernel(level, Dtype::F32, 1, |_| false);
+        let rows = rows_kernels_for(level, Dtype::F32, |_| false)[0];
         let machine = Machine::default();
         let mut profile = profile_for(&machine, &kernels(level)[0], 64, 64);
         let tuned = TunedReading { rows: 1, turn: 512, ahead: 77 };

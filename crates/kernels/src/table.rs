@@ -6,7 +6,7 @@ use crate::lanes::Lanes;
 use crate::lanes::args::Head;
 use crate::lanes::scratch::Layout;
 use crate::rows::table as rows;
-pub use crate::rows::table::{FIXED_COLUMNS, RowsKernel, rows_kernel, rows_kernels};
+pub use crate::rows::table::{FIXED_COLUMNS, RowsKernel, rows_kernels, rows_kernels_for};
 use crate::tensor::Dtype;
 
 /// The register tile of a lanes kernel.

@@ -100,9 +100,24 @@ const MOST_GROUP: usize = 8;
 /// Keys of a block of the rows kernel are a multiple of this.
 pub const ROWS_KEY_STEP: usize = 32;
 
-/// The most queries of a sequence that the rows kernel computes. It reads K and V once for all of them, where the lanes kernel
-/// would leave lanes idle. With 16, a vector of lanes is full (0.76 of the peak against 0.6 at 8192 keys, d 128, on Zen 4).
+/// The most queries of a sequence that a rows kernel computes, unless it works on tile registers: see [`rows_up_to`].
 pub const ROWS_UP_TO: usize = 15;
+
+/// The most queries of a sequence that the rows kernel of an element type computes, on tile registers or not. It reads K and V once
+/// for all of them, where the lanes kernel would leave lanes idle.
+///
+/// With 16 queries, a vector of lanes is full (0.76 of the peak against 0.6 at 8192 keys, d 128, on Zen 4). On tiles of a Xeon, the
+/// rows kernel of bf16 has 1.0 to 1.9 times the speed of the lanes kernel at 16 queries, 0.9 to 1.3 at 24, 0.7 to 1.5 at 32 and 0.6
+/// to 0.95 at 64 (512 and 8192 keys, one and eight query heads for each KV head). The lanes kernels widen int8, and only short causal
+/// problems are faster with them: on tiles, 64 and 512 queries against 8192 keys have 1.8 to 1.95 times their speed, 1024 queries and
+/// keys 1.6 (causal 1.4, d 64 1.1), 256 queries and keys 1.25 to 1.3 (causal 0.86 to 0.97).
+pub fn rows_up_to(dtype: &str, in_tiles: bool) -> usize {
+    match dtype {
+        "bf16" if in_tiles => 31,
+        "int8" if in_tiles => usize::MAX,
+        _ => ROWS_UP_TO,
+    }
+}
 
 /// Keys are taken in this many at least, and in multiples of it: 6 and 8, the register tiles that win, divide it.
 const KEY_STEP: usize = 48;
@@ -259,6 +274,14 @@ mod tests {
         let xeon = Machine { vendor: "GenuineIntel".to_owned(), ..Machine::detect() };
         assert!(xeon.tiles_pay() && !Machine::default().tiles_pay());
         assert!(!xeon.bf16_pairs_pay() && Machine { vendor: "AuthenticAMD".to_owned(), ..xeon }.bf16_pairs_pay());
+    }
+
+    #[test]
+    fn queries_of_the_rows_kernel() {
+        for dtype in ["f32", "f16", "bf16", "int8"] {
+            assert_eq!(rows_up_to(dtype, false), ROWS_UP_TO);
+        }
+        assert_eq!(["bf16", "int8"].map(|dtype| rows_up_to(dtype, true)), [31, usize::MAX]);
     }
 
     #[test]

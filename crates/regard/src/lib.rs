@@ -110,7 +110,8 @@
 //!   zero, it gives NaN.
 //! - **Ties.** Equal scores are compared with `==` in f32. A score has the same bits wherever its key stands, so that
 //!   ties never depend on tiling. Scale and temperature multiply finished products, not Q, and make or lose no tie. (Sequences
-//!   of up to 15 queries have a kernel of their own, which adds up products in another order than that of longer ones.)
+//!   of up to 15 queries have a kernel of their own, and those of bf16 and int8 with more of them on tile registers: it adds up
+//!   products in another order than that of longer ones.)
 //! - **Determinism.** For one machine, profile and problem the result is the same bit for bit: for any number of threads,
 //!   in any batch, and from run to run; wherever the keys lie, packed, on pages, in a ring or in a cache. With
 //!   [`Numerics::Portable`] also between machines of the same level.

@@ -35,6 +35,11 @@ impl Shape {
         batch * self.query_heads * rows
     }
 
+    /// Query heads that share a KV head.
+    pub(crate) fn group(&self) -> usize {
+        self.query_heads / self.kv_heads.max(1)
+    }
+
     /// The place of a row of q in what [`Shape::rows`] counts.
     pub(crate) fn row(&self, [batch, head, row]: [usize; 3]) -> usize {
         (batch * self.query_heads + head) * self.entries()[1] + row

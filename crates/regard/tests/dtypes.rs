@@ -255,13 +255,16 @@ fn bf16_instructions_are_taken_where_they_pay() {
     }
 }
 
-/// Few queries are computed on tile registers where five query heads or more share one of keys, and are right there.
+/// Few queries are computed on tile registers where a head of keys has five rows or more, whether heads or queries make them so many,
+/// and are right there; so is int8 with any number of queries.
 #[test]
-fn tiles_take_groups_of_five_heads() {
+fn tiles_take_five_rows_and_more() {
     for (kv, pairs) in [(Dtype::Bf16, "avx512_rows_bf16"), (Dtype::Int8, "avx512_rows_int8_dots")] {
         let q_dtype = if kv == Dtype::Int8 { Dtype::F32 } else { kv };
-        for group in [1, 4, 5, 8, 9] {
-            let shapes = [[1, 2 * group, 2, D], [1, 2, KEYS, D], [1, 2, KEYS, D_V]];
+        for [group, queries] in
+            [[1, 1], [1, 4], [1, 5], [2, 2], [2, 3], [4, 1], [5, 1], [8, 1], [9, 2], [1, 31], [3, 40]]
+        {
+            let shapes = [[1, 2 * group, queries, D], [1, 2, KEYS, D], [1, 2, KEYS, D_V]];
             let data: [Data; 3] = std::array::from_fn(|i| {
                 let x = numbers(shapes[i].iter().product(), i as u64);
                 Data::new(if i == 0 { q_dtype } else { kv }, &x, shapes[i])
@@ -270,9 +273,17 @@ fn tiles_take_groups_of_five_heads() {
             let problem = Problem::new(&Attention::softmax(), q, k, v).unwrap();
             for level in Level::available() {
                 let plan = Plan::new(&problem, &setup_where(*level, false));
-                let tiles = Extension::Amx.is_available_at(level.isa());
-                assert_eq!(plan.kernel().ends_with("_amx"), tiles && group >= 5, "{group} heads: {}", plan.kernel());
-                assert!(!tiles || group >= 5 || plan.kernel() == pairs, "{group} heads: {}", plan.kernel());
+                if Extension::Amx.is_available_at(level.isa()) {
+                    let expected = match (kv, group * queries, queries) {
+                        (_, ..5, _) => pairs,
+                        (Dtype::Bf16, _, ..32) => "avx512_rows_bf16_amx",
+                        (Dtype::Bf16, ..) => "avx512_lanes_bf16_amx_2x32",
+                        _ => "avx512_rows_int8_amx",
+                    };
+                    assert_eq!(plan.kernel(), expected, "{queries} queries of {group} heads");
+                } else {
+                    assert!(!plan.kernel().contains("_amx"), "{}", plan.kernel());
+                }
                 check_plan(&problem, &plan);
             }
         }

@@ -5,9 +5,11 @@ mod common;
 
 use common::{Data, Output, numbers, run, run_plan, setup_of, weightings};
 use regard::{
-    Align, Attention, Dtype, Error, Execution, Keys, Level, Pages, Partial, Plan, Problem, Queries, Split, Temperature,
-    Tensor, View, ViewMut, Weighting,
+    Align, Attention, Dtype, Error, Execution, Keys, Level, Pages, Partial, Plan, Problem, Queries, Setup, Split,
+    Temperature, Tensor, View, ViewMut, Weighting, bf16,
 };
+use regard_profile::Machine;
+use regard_simd::Extension;
 
 const HEADS: [usize; 2] = [4, 2];
 const D: usize = 20;
@@ -398,6 +400,34 @@ fn plans_say_which_kernels_they_use() {
     assert!(!few.contains("_lanes_") && few.contains("_rows_"), "{few}");
     let many = explain(&[0, 20, 20, 40]);
     assert!(many.contains("_lanes_") && !many.contains("_rows_"), "{many}");
+    assert_eq!([&both, &few, &many].map(|text| text.matches("\nkernel ").count()), [2, 1, 1]);
+}
+
+/// On tile registers, there may be two kernels for few queries in one batch.
+#[test]
+fn plans_say_which_queries_go_to_which_kernel() {
+    let zeros = [bf16::ZERO; 40 * D];
+    let q = View::thd(&zeros, [40, 1, D]).unwrap();
+    let kv = View::thd(&zeros[..5 * D], [5, 1, D]).unwrap();
+    let machine = Machine { vendor: "GenuineIntel".to_owned(), ..Machine::default() };
+    for level in Level::available() {
+        let setup = Setup { machine: machine.clone(), ..setup_of(*level) };
+        let explain = |offsets: &[usize]| {
+            let keys: Vec<usize> = (0..offsets.len()).collect();
+            let options = Attention::softmax();
+            let problem = Problem::ragged(&options, q, Queries::Packed(offsets), kv, kv, Keys::Packed(&keys)).unwrap();
+            let said = Plan::new(&problem, &setup).explain().to_string();
+            let of_rows = said.lines().filter(|line| line.starts_with("kernel ") && line.contains("_rows_"));
+            of_rows.map(|line| line.split("at a time").last().unwrap_or("").to_owned()).collect::<Vec<_>>()
+        };
+        let tiles = Extension::Amx.is_available_at(level.isa());
+        let [few, more] = [", for sequences of up to 4 queries", ", for sequences of 5 to 31 queries"];
+        let up_to_15 = ", for sequences of up to 15 queries";
+        assert_eq!(explain(&[0, 3, 8, 40]), if tiles { vec![few, more] } else { vec![up_to_15] });
+        assert_eq!(explain(&[0, 3, 8]), if tiles { vec![few, more] } else { vec![""] });
+        assert_eq!(explain(&[0, 8, 40]), if tiles { vec![more] } else { vec![up_to_15] });
+        assert_eq!(explain(&[0, 8]), vec![""]);
+    }
 }
 
 /// Threads share the spans of a few queries, and give the bits of one.

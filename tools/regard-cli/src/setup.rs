@@ -1,10 +1,11 @@
 //! What a command computes on: the machine, its profile, threads.
 
 use rayon::ThreadPool;
-use regard::{Execution, Level, Setup, kernel_set};
+use regard::{Dtype, Execution, Level, Setup, kernel_set};
 use regard_kernels::table::{kernels, rows_kernels};
 use regard_profile::{Found, Machine};
 use regard_simd::Extension;
+use regard_tuner::measure::Arithmetic;
 
 use crate::error::CliError;
 
@@ -35,6 +36,18 @@ pub(crate) fn extension(level: Level, kernel: &str) -> Option<Extension> {
     let lanes = kernels(level).iter().map(|kernel| (kernel.name, kernel.extension));
     let rows = rows_kernels(level).map(|kernel| (kernel.name, kernel.extension));
     lanes.chain(rows).find(|(name, _)| *name == kernel).and_then(|(_, extension)| extension)
+}
+
+/// What kernels of a level with these names multiply, for keys of this element type: the fastest of it.
+pub(crate) fn arithmetic(level: Level, kernels: &[&str], dtype: Dtype) -> Arithmetic {
+    let needs = |wanted| kernels.iter().any(|kernel| extension(level, kernel) == Some(wanted));
+    match () {
+        () if needs(Extension::Amx) && dtype == Dtype::Int8 => Arithmetic::Int8Tiles,
+        () if needs(Extension::Amx) => Arithmetic::Bf16Tiles,
+        () if needs(Extension::Bf16) => Arithmetic::Bf16Dots,
+        () if needs(Extension::Vnni) => Arithmetic::Int16Dots,
+        () => Arithmetic::F32,
+    }
 }
 
 /// The threads of a command.

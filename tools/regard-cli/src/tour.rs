@@ -249,7 +249,7 @@ fn deviations(
         plan,
         v: v.into(),
         place: &|sequence, key| [sequence, key],
-        tolerance: Tolerance::new(false, Dtype::F32),
+        tolerance: Tolerance::new(Arithmetic::F32, Dtype::F32),
     };
     let compare = || {
         let each = (0..shape.rows()).into_par_iter().map(|row| reference.row(out.into(), index(row)));

@@ -163,7 +163,7 @@ fn explanations_of_types_and_sequences() {
     assert!(plan["kernel"].as_str().unwrap().contains("lanes_f32"));
 
     let explain = |options: &str| {
-        let line = format!("explain --queries 30 --dtype bf16 --no-profile {options}");
+        let line = format!("explain --queries 40 --dtype bf16 --no-profile {options}");
         Place::new().succeed(&line.split_whitespace().collect::<Vec<_>>())
     };
     let has = regard_simd::Extension::Bf16.is_available_at(regard::Level::from_env().unwrap().isa());

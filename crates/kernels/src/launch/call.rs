@@ -121,16 +121,43 @@ pub struct Choice {
     pub query_block: usize,
     /// Whether the lanes kernel copies K and V to contiguous scratch block by block.
     pub copy: bool,
-    /// The rows kernel, for sequences with at most `rows_up_to` queries.
-    pub rows: &'static RowsKernel,
-    /// Keys of a block of the rows kernel; a multiple of 32.
-    pub rows_key_block: usize,
-    /// The most queries of a sequence that the rows kernel gets; 0 for none.
-    pub rows_up_to: usize,
+    /// The rows kernels: for sequences that have fewer rows for each KV head than the second one is for, and for the others. Both
+    /// may be the same.
+    pub rows: [RowsChoice; 2],
     /// How the keys of a sequence are split into spans.
     pub split: Split,
-    /// How memory is asked for.
+}
+
+/// A rows kernel, and how it is used.
+#[derive(Clone, Copy, Debug)]
+pub struct RowsChoice {
+    /// One of [`crate::table::rows_kernels`] of the level, for keys of this element type.
+    pub kernel: &'static RowsKernel,
+    /// Keys of a block; a multiple of 32, and what alters the order of summation.
+    pub key_block: usize,
+    /// The most queries of a sequence that it gets; 0 for none.
+    pub up_to: usize,
+    /// How it asks for memory.
     pub prefetch: Prefetch,
+}
+
+impl Choice {
+    /// Which of the rows kernels computes a sequence with this many queries, `group` query heads of which share a KV head; none if
+    /// the lanes kernel does. It depends on nothing else, so that a sequence has the same bits in whatever company.
+    pub fn which_rows(&self, group: usize, queries: usize) -> Option<usize> {
+        let which = usize::from(self.rows[1].kernel.is_for(group.saturating_mul(queries)));
+        (queries <= self.rows[which].up_to).then_some(which)
+    }
+
+    /// The rows kernel that computes such a sequence, if one does.
+    pub fn rows_for(&self, group: usize, queries: usize) -> Option<&RowsChoice> {
+        self.which_rows(group, queries).map(|which| &self.rows[which])
+    }
+
+    /// Keys of a block of such a sequence.
+    pub fn key_block_for(&self, group: usize, queries: usize) -> usize {
+        self.rows_for(group, queries).map_or(self.key_block, |rows| rows.key_block)
+    }
 }
 
 /// How keys are split into spans, whose partial results are merged in order. A span is computed as a task of its own where

@@ -1,6 +1,6 @@
 //! What pointers rely on beyond the bounds that views prove.
 
-use super::call::{Call, Choice, Outputs, Temperatures};
+use super::call::{Call, Choice, Outputs, RowsChoice, Temperatures};
 use super::{longest_keys, longest_queries};
 use crate::table::{KEY_BLOCKS, kernels, rows_kernels};
 use crate::tensor::{Dtype, Tensor};
@@ -103,16 +103,13 @@ fn check_choice(call: &Call<'_>, choice: &Choice) {
     assert!(choice.query_block > 0, "query block");
     let pairs = choice.kernel.dtype == Dtype::Bf16;
     assert!(!pairs || call.k.dtype() == Dtype::Bf16, "a kernel of bf16 for keys of {}", call.k.dtype());
-    let rows = rows_kernels(choice.level).any(|kernel| std::ptr::eq(kernel, choice.rows));
-    assert!(rows && choice.rows.dtype == call.k.dtype(), "rows kernel of another level or element type");
-    assert!(
-        choice.rows_key_block > 0
-            && choice.rows_key_block.is_multiple_of(ROWS_GRANULE)
-            && choice.rows_key_block <= *KEY_BLOCKS.end(),
-        "key block {} of the rows kernel",
-        choice.rows_key_block
-    );
+    for RowsChoice { kernel, key_block, .. } in choice.rows {
+        let known = rows_kernels(choice.level).any(|other| std::ptr::eq(kernel, other));
+        assert!(known && kernel.dtype == call.k.dtype(), "rows kernel of another level or element type");
+        let fits = key_block > 0 && key_block.is_multiple_of(ROWS_GRANULE) && key_block <= *KEY_BLOCKS.end();
+        assert!(fits, "key block {key_block} of a rows kernel");
+    }
 }
 
-/// Key blocks of the rows kernel are multiples of this: pairs of steps of the widest vector.
+/// Key blocks of rows kernels are multiples of this: pairs of steps of the widest vector.
 const ROWS_GRANULE: usize = 32;

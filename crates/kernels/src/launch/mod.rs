@@ -17,14 +17,14 @@ mod units;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-pub use self::call::{Call, Choice, Executor, Outputs, PageTables, Sequence, Split, Temperatures};
+pub use self::call::{Call, Choice, Executor, Outputs, PageTables, RowsChoice, Sequence, Split, Temperatures};
 pub(crate) use self::check::check_inputs;
 pub use self::partial::{conclude, endings, merge};
 use self::prune::Pruning;
 pub use self::prune::ignores_index;
 use self::task::{Destination, partial_len, partial_rows};
 pub(crate) use self::task::{out_row, row_stride, rules, temperature};
-use self::units::{Extent, Unit, extents, group, takes_rows, units};
+use self::units::{Extent, Unit, extents, group, units, which_rows};
 use crate::index::KeyIndex;
 use crate::lanes;
 use crate::mask::Matrix;
@@ -73,7 +73,8 @@ const LINE: usize = 16;
 #[derive(Clone, Copy)]
 struct Memory {
     lanes: lanes::scratch::Layout,
-    rows: rows::scratch::Layout,
+    /// Of each of the rows kernels.
+    rows: [rows::scratch::Layout; 2],
     /// Where two partial results of a unit start, and of how many rows they are.
     partial: [usize; 2],
     partial_rows: usize,
@@ -86,10 +87,10 @@ impl Memory {
         let d = call.q.shape()[3];
         let d_v = call.v.shape()[3];
         let state = call.weighting.functions(choice.level).state;
-        let (mut lanes_queries, mut rows, mut partial_rows) = (0, 0, 0);
+        let (mut lanes_queries, mut rows, mut partial_rows) = (0, [0; 2], 0);
         for sequence in call.sequences {
-            if takes_rows(choice, sequence.queries) {
-                rows = rows.max((group(call) * sequence.queries).min(MOST_ROWS));
+            if let Some(which) = which_rows(call, choice, sequence.queries) {
+                rows[which] = rows[which].max((group(call) * sequence.queries).min(MOST_ROWS));
             } else {
                 let block = choice.query_block.min(sequence.queries);
                 lanes_queries = lanes_queries.max(block);
@@ -110,26 +111,31 @@ impl Memory {
             copy: choice.copy || call.k.dtype() != Dtype::F32 || call.pages.is_some(),
             index_blocks,
         });
-        let rows_layout = rows::scratch::Layout::new(rows::scratch::Sizes {
-            lanes: choice.level.isa().lanes(),
-            group: choice.rows.group,
-            rows,
-            key_block: choice.rows_key_block,
-            d,
-            d_v,
-            state,
-            scaled: call.k.dtype() == Dtype::Int8,
-            paged: call.pages.is_some(),
+        let rows_layouts = [0, 1].map(|which| {
+            let RowsChoice { kernel, key_block, .. } = choice.rows[which];
+            rows::scratch::Layout::new(rows::scratch::Sizes {
+                lanes: choice.level.isa().lanes(),
+                group: kernel.group,
+                rows: rows[which],
+                key_block,
+                d,
+                d_v,
+                state,
+                scaled: call.k.dtype() == Dtype::Int8,
+                paged: call.pages.is_some(),
+            })
         });
         let lanes_len = if lanes_queries > 0 { lanes.len } else { 0 };
-        let survey = if index_blocks > 0 { rows::prune::survey_len(rows, d, index_blocks) } else { 0 };
-        let rows_len = if rows > 0 { rows_layout.len.max(survey) } else { 0 };
-        let scratch = lanes_len.max(rows_len);
-        let partial_rows = partial_rows.max(rows);
+        let rows_len = |which: usize| {
+            let survey = if index_blocks > 0 { rows::prune::survey_len(rows[which], d, index_blocks) } else { 0 };
+            if rows[which] > 0 { rows_layouts[which].len.max(survey) } else { 0 }
+        };
+        let scratch = lanes_len.max(rows_len(0)).max(rows_len(1));
+        let partial_rows = partial_rows.max(rows[0]).max(rows[1]);
         let part = partial_len(partial_rows, d_v);
         let partial = [scratch, scratch.saturating_add(part)];
         let len = partial[1].saturating_add(part).saturating_add(LINE);
-        Self { lanes, rows: rows_layout, partial, partial_rows, len }
+        Self { lanes, rows: rows_layouts, partial, partial_rows, len }
     }
 }
 

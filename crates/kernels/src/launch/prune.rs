@@ -7,7 +7,7 @@
 use super::Launch;
 use super::call::{Call, Choice};
 use super::task::Destination;
-use super::units::{Unit, UnitRows, group, rows_part, rows_unit, takes_rows};
+use super::units::{Unit, UnitRows, group, rows_part, rows_unit, which_rows};
 use crate::index::{HeadIndex, KeyIndex};
 use crate::lanes::prune::{Prune, Survey};
 use crate::mask::Band;
@@ -42,15 +42,18 @@ pub fn ignores_index(call: &Call<'_>, choice: &Choice) -> Option<&'static str> {
     if call.keep.is_some() {
         return Some("a mask tensor may hide any key");
     }
-    if !call.sequences.iter().any(|sequence| has_bounds(choice, sequence.queries)) {
+    if !call.sequences.iter().any(|sequence| has_bounds(call, choice, sequence.queries)) {
         return Some("products of bf16 and of integers have other bounds");
     }
     None
 }
 
 /// Whether the kernel that takes so many queries multiplies in f32, of which the bounds are.
-fn has_bounds(choice: &Choice, queries: usize) -> bool {
-    if takes_rows(choice, queries) { choice.rows.extension.is_none() } else { choice.kernel.dtype == Dtype::F32 }
+fn has_bounds(call: &Call<'_>, choice: &Choice, queries: usize) -> bool {
+    match choice.rows_for(group(call), queries) {
+        Some(rows) => rows.kernel.extension.is_none(),
+        None => choice.kernel.dtype == Dtype::F32,
+    }
 }
 
 /// The index, if it is of use.
@@ -212,10 +215,10 @@ impl<'a> Launch<'a> {
         // SAFETY: the memory is that of the head, and the caller's contract.
         unsafe {
             *memory.mode = Mode::All as u32;
-            if queries == 0 || numbers.keys == 0 || !has_bounds(choice, queries) {
+            if queries == 0 || numbers.keys == 0 || !has_bounds(call, choice, queries) {
                 return;
             }
-            if takes_rows(choice, queries) {
+            if which_rows(call, choice, queries).is_some() {
                 return self.survey_few(job, scratch);
             }
             let sample = SAMPLE.min(most);

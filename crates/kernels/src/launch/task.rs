@@ -6,8 +6,8 @@ use std::ops::Range;
 use regard_simd::Level;
 
 use super::Launch;
-use super::call::Temperatures;
-use super::units::{Unit, UnitRows, group};
+use super::call::{RowsChoice, Temperatures};
+use super::units::{Unit, UnitRows, group, which_rows};
 use crate::lanes::args::{Alibi, Head, Temperature};
 use crate::mask::Matrix;
 use crate::partial::{Conclude, Fold};
@@ -241,14 +241,21 @@ impl Launch<'_> {
     /// No one else uses this memory; the places lie apart, if there are several spans.
     unsafe fn rows(&self, unit: &Unit, spans: Range<usize>, scratch: *mut f32, [out, part]: [PartialRows; 2]) {
         let mut query_rows = [QueryRow::NONE; MOST_ROWS];
+        let which = self.which_rows(unit);
         let (start, _) = unit.span(self.call, spans.start);
         let (_, end) = unit.span(self.call, spans.end - 1);
         // SAFETY: as for the lanes kernel.
         unsafe {
             let wanted = self.wanted_rows(unit);
             let arguments = args::Unit { wanted, out, part, ..self.few_rows(unit, start..end, &mut query_rows) };
-            self.choice.rows.run(&arguments, scratch, self.memory.rows);
+            self.choice.rows[which].kernel.run(&arguments, scratch, self.memory.rows[which]);
         }
+    }
+
+    /// Which of the rows kernels takes a unit of rows.
+    fn which_rows(&self, unit: &Unit) -> usize {
+        let queries = self.call.sequences[unit.sequence].queries;
+        which_rows(self.call, self.choice, queries).expect("a unit of rows is of a sequence that a rows kernel takes")
     }
 
     /// The arguments of a rows kernel, but for what may be left out and where results go.
@@ -259,6 +266,7 @@ impl Launch<'_> {
         query_rows: &'a mut [QueryRow; MOST_ROWS],
     ) -> args::Unit<'a> {
         let Self { call, choice, .. } = *self;
+        let RowsChoice { key_block, prefetch, .. } = choice.rows[self.which_rows(unit)];
         let UnitRows::Rows { kv_head, rows, .. } = unit.rows else { unreachable!("a unit of the lanes kernel") };
         let sequence = &call.sequences[unit.sequence];
         let [_, heads, q_rows, d] = call.q.shape();
@@ -302,8 +310,8 @@ impl Launch<'_> {
             bias: call.bias.is_some(),
             rules: self.rules(),
             weighting: self.weigh(),
-            key_block: choice.rows_key_block,
-            reading: choice.prefetch.reading(rows),
+            key_block,
+            reading: prefetch.reading(rows),
             wanted: None,
             out: PartialRows::NONE,
             part: PartialRows::NONE,

@@ -96,9 +96,9 @@ pub(super) fn group(call: &Call<'_>) -> usize {
     call.q.shape()[1] / call.k.shape()[1].max(1)
 }
 
-/// Whether a sequence with this many queries goes to the rows kernel.
-pub(super) fn takes_rows(choice: &Choice, queries: usize) -> bool {
-    queries <= choice.rows_up_to
+/// Which of the rows kernels a sequence with this many queries goes to, if it does not go to the lanes kernel.
+pub(super) fn which_rows(call: &Call<'_>, choice: &Choice, queries: usize) -> Option<usize> {
+    choice.which_rows(group(call), queries)
 }
 
 /// The units of a call, in order. There are none for rows that do not exist.
@@ -107,7 +107,7 @@ pub(super) fn units<'a>(call: &'a Call<'_>, choice: &'a Choice) -> impl Iterator
     let kv_heads = if heads == 0 { 0 } else { call.k.shape()[1] };
     (0..call.sequences.len()).flat_map(move |sequence| {
         let queries = call.sequences[sequence].queries;
-        let takes_rows = takes_rows(choice, queries);
+        let takes_rows = which_rows(call, choice, queries).is_some();
         let (heads, rows) = if takes_rows { (kv_heads, group(call) * queries) } else { (heads, queries) };
         let block = if takes_rows { even(rows, MOST_ROWS) } else { choice.query_block };
         let span = span_len(call, choice, sequence);
@@ -151,8 +151,7 @@ fn even(all: usize, most: usize) -> usize {
 /// The keys of a span of a sequence.
 fn span_len(call: &Call<'_>, choice: &Choice, sequence: usize) -> usize {
     let sequence = &call.sequences[sequence];
-    let key_block = if takes_rows(choice, sequence.queries) { choice.rows_key_block } else { choice.key_block };
-    choice.split.span(sequence.queries, sequence.keys, key_block)
+    choice.split.span(sequence.queries, sequence.keys, choice.key_block_for(group(call), sequence.queries))
 }
 
 /// How much there is to do for a sequence, at most.
@@ -172,7 +171,7 @@ pub(super) fn extents<'a>(call: &'a Call<'_>, choice: &'a Choice) -> impl Iterat
     (0..call.sequences.len()).map(move |index| {
         let sequence = &call.sequences[index];
         let spans = sequence.keys.div_ceil(span_len(call, choice, index)).max(1);
-        let (heads, rows, block) = if takes_rows(choice, sequence.queries) {
+        let (heads, rows, block) = if which_rows(call, choice, sequence.queries).is_some() {
             let rows = group(call).saturating_mul(sequence.queries);
             (if heads == 0 { 0 } else { call.k.shape()[1] }, rows, even(rows, MOST_ROWS))
         } else {

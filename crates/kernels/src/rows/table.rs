@@ -30,8 +30,8 @@ pub struct RowsKernel {
     pub dtype: Dtype,
     /// The most rows that share each load of K and V.
     pub group: usize,
-    /// The fewest query heads that share a KV head for which [`rows_kernel`] takes it: others are faster for fewer.
-    pub least_heads: usize,
+    /// The fewest rows for each KV head that it is for: others are faster for fewer.
+    pub least_rows: usize,
     run: unsafe fn(&Unit<'_>, *mut f32, Layout),
 }
 
@@ -45,6 +45,11 @@ impl RowsKernel {
     pub(crate) unsafe fn run(&self, unit: &Unit<'_>, scratch: *mut f32, layout: Layout) {
         // SAFETY: the caller's contract.
         unsafe { (self.run)(unit, scratch, layout) }
+    }
+
+    /// Whether it is for so many rows of a KV head.
+    pub fn is_for(&self, rows: usize) -> bool {
+        self.least_rows <= rows
     }
 
     /// Whether this machine can run the kernel, given its level.
@@ -71,7 +76,7 @@ macro_rules! kernels {
             extension: $extension,
             dtype: Dtype::$dtype,
             group: <$tiles>::MOST,
-            least_heads: if matches!($extension, Some(Extension::Amx)) { LEAST_HEADS_OF_TILES } else { 0 },
+            least_rows: if matches!($extension, Some(Extension::Amx)) { LEAST_ROWS_OF_TILES } else { 0 },
             run: entry::<$token, $form, $tiles>,
         }),+];
     };
@@ -135,20 +140,21 @@ pub fn rows_kernels(level: Level) -> impl Iterator<Item = &'static RowsKernel> {
     of_level(level).iter().filter(|kernel| kernel.is_available())
 }
 
-/// The rows kernel of a level for keys of this element type, of which so many query heads share a head: the first one whose
-/// extension `may` be used, and which is for that many, or the one that widens.
+/// The rows kernels of a level for keys of this element type: the one for few rows, and the one for so many that it is for
+/// ([`RowsKernel::least_rows`]), or twice the same. Of those for as many rows, it is the first one whose extension `may` be used, or
+/// the one that widens.
 ///
 /// # Panics
 /// Never: each level has one for each type.
-pub fn rows_kernel(level: Level, dtype: Dtype, heads: usize, may: impl Fn(Extension) -> bool) -> &'static RowsKernel {
-    let of_type = || rows_kernels(level).filter(|kernel| kernel.dtype == dtype);
-    let extended = of_type().find(|kernel| kernel.least_heads <= heads && kernel.extension.is_some_and(&may));
-    extended
-        .or_else(|| of_type().find(|kernel| kernel.extension.is_none()))
-        .expect("a rows kernel for each element type")
+pub fn rows_kernels_for(level: Level, dtype: Dtype, may: impl Fn(Extension) -> bool) -> [&'static RowsKernel; 2] {
+    let may_be_used = |kernel: &&RowsKernel| kernel.dtype == dtype && kernel.extension.is_none_or(&may);
+    let usable = || rows_kernels(level).filter(may_be_used);
+    let few = usable().filter(|kernel| kernel.least_rows == 0).max_by_key(|kernel| kernel.extension.is_some());
+    let few = few.expect("a rows kernel for each element type");
+    [few, usable().find(|kernel| kernel.least_rows > 0).unwrap_or(few)]
 }
 
-/// With fewer query heads for each head of keys, tiles are not chosen. On a Xeon (16384 keys, d 128, from memory, speed over that of
+/// With fewer rows for each head of keys, tiles are not chosen. On a Xeon (16384 keys, d 128, from memory, speed over that of
 /// the other kernel, of bf16 and of int8): one row 0.78 and 0.85, two 0.9, three and four 0.95 to 1.0, eight 1.18 and 1.15; from
 /// the second-level cache 0.74 and 0.83, 0.87 and 0.95, 1.06 and 0.97, 1.26 and 1.1, 1.9 and 1.45.
-const LEAST_HEADS_OF_TILES: usize = 5;
+const LEAST_ROWS_OF_TILES: usize = 5;

@@ -1,10 +1,10 @@
 //! Kernels and blocks: from the profile, or from the model.
 
-use regard_kernels::launch::Choice;
-use regard_kernels::table::{KEY_BLOCKS, Kernel, lanes_kernels, rows_kernel};
+use regard_kernels::launch::{Choice, RowsChoice};
+use regard_kernels::table::{KEY_BLOCKS, Kernel, RowsKernel, lanes_kernels, rows_kernels_for};
 use regard_kernels::{Prefetch, Reading};
 use regard_profile::{
-    Caches, ClassRef, Config, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, preferred_tile, prefetch, rows_key_block, tiles,
+    Caches, ClassRef, Config, ROWS_KEY_STEP, TileQuery, preferred_tile, prefetch, rows_key_block, rows_up_to, tiles,
 };
 use regard_simd::{Extension, Level};
 
@@ -18,10 +18,11 @@ const PORTABLE_KEY_BLOCK: usize = 384;
 /// threads, as a plan does not depend on who runs it.
 const FEW_TASKS: usize = 8;
 
-/// What is chosen, and the entry of the profile that decided it, if one did, for the lanes kernel and for the rows kernel.
+/// What is chosen, and the entry of the profile that decided it, if one did, for the lanes kernel and for each of the rows kernels.
 pub(super) struct Chosen {
     pub(super) choice: Choice,
-    pub(super) entries: [Option<usize>; 2],
+    pub(super) lanes_entry: Option<usize>,
+    pub(super) rows_entries: [Option<usize>; 2],
 }
 
 pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, setup: &Setup) -> Chosen {
@@ -33,8 +34,6 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
         (Native::WherePays, Extension::Bf16) => setup.machine.bf16_pairs_pay(),
         _ => true,
     };
-    let heads = problem.shape.query_heads / problem.shape.kv_heads.max(1);
-    let rows = rows_kernel(level, problem.kv_dtype(), heads, may);
     let of_lanes_kernels = || lanes_kernels(level, problem.kv_dtype(), &may);
     let named = |name: &str| of_lanes_kernels().find(|kernel| kernel.name == name);
     let entry_where = |can: &dyn Fn(&Config) -> bool| {
@@ -43,7 +42,23 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
         Some((index, &profile.entries[index].config))
     };
     let of_lanes = entry_where(&|config| named(&config.kernel).is_some());
-    let of_rows = entry_where(&|config| config.kernel == rows.name && config.key_block.is_multiple_of(ROWS_KEY_STEP));
+    let rows_choice = |kernel: &'static RowsKernel| {
+        let entry =
+            entry_where(&|config| config.kernel == kernel.name && config.key_block.is_multiple_of(ROWS_KEY_STEP));
+        let modelled = || rows_key_block(kernel.dtype.bytes(), kernel.group, kernel.extension.is_some());
+        let in_tiles = kernel.extension == Some(Extension::Amx);
+        let modelled_prefetch = prefetch(&setup.machine, kernel.dtype.name(), in_tiles);
+        let choice = RowsChoice {
+            kernel,
+            key_block: entry.map_or_else(modelled, |(_, config)| config.key_block),
+            up_to: profile
+                .and_then(|profile| profile.crossover(kernel.name))
+                .unwrap_or_else(|| rows_up_to(kernel.dtype.name(), in_tiles)),
+            prefetch: asked_of(modelled_prefetch.with(entry.and_then(|(_, config)| config.reading))),
+        };
+        (choice, entry.map(|(index, _)| index))
+    };
+    let of_rows = rows_kernels_for(level, problem.kv_dtype(), may).map(rows_choice);
     let tuned = of_lanes.and_then(|(_, config)| Some((config, named(&config.kernel)?)));
     let (kernel, key_block, query_block) = match tuned {
         Some((config, kernel)) => (kernel, config.key_block, config.query_block),
@@ -56,25 +71,17 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
             }
         }
     };
-    let in_tiles = rows.extension == Some(Extension::Amx);
-    let modelled_prefetch = prefetch(&setup.machine, problem.kv_dtype().name(), in_tiles);
-    let tuned_reading = of_rows.and_then(|(_, config)| config.reading);
     let choice = Choice {
         level,
         kernel,
         key_block,
         query_block: shared_out(problem, query_block, kernel.tile.rows),
         copy: problem.has_hostile_strides(),
-        rows,
-        rows_key_block: of_rows.map_or_else(
-            || rows_key_block(problem.kv_dtype().bytes(), rows.group, rows.extension.is_some()),
-            |(_, config)| config.key_block,
-        ),
-        rows_up_to: profile.and_then(|profile| profile.crossover(rows.name)).unwrap_or(ROWS_UP_TO),
+        rows: of_rows.map(|(choice, _)| choice),
         split: problem.options.split,
-        prefetch: asked_of(modelled_prefetch.with(tuned_reading)),
     };
-    Chosen { choice, entries: [of_lanes, of_rows].map(|found| found.map(|(index, _)| index)) }
+    let lanes_entry = of_lanes.map(|(index, _)| index);
+    Chosen { choice, lanes_entry, rows_entries: of_rows.map(|(_, entry)| entry) }
 }
 
 /// How memory is asked for, as kernels take it.

@@ -3,11 +3,12 @@
 use std::fmt;
 
 use regard_kernels::Reading;
-use regard_kernels::table::rows_kernel;
+use regard_kernels::launch::RowsChoice;
+use regard_kernels::table::rows_kernels_for;
 use regard_kernels::tensor::Dtype;
 use regard_profile::Class;
 
-use super::Plan;
+use super::{Plan, Uses};
 use crate::Form;
 use crate::options::{Native, Numerics};
 
@@ -60,20 +61,20 @@ impl Explanation<'_> {
 
     /// Whether the machine could multiply pairs of bf16 and does not, as the model says that widening is faster.
     fn spares_bf16(&self) -> bool {
-        let Plan { choice, key, uses: [rows, lanes, _], .. } = self.0;
-        let has = rows_kernel(choice.level, key.kv_dtype, 1, |_| true).extension.is_some();
-        let widens =
-            *lanes && choice.kernel.extension.is_none() || (*rows || !lanes) && choice.rows.extension.is_none();
+        let Plan { choice, key, uses, .. } = self.0;
+        let has = rows_kernels_for(choice.level, key.kv_dtype, |_| true)[0].extension.is_some();
+        let widens = uses.lanes && choice.kernel.extension.is_none()
+            || self.used_rows().any(|which| choice.rows[which].kernel.extension.is_none());
         key.native == Native::WherePays && has && widens
     }
 
     fn linear(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { linear: Some(method), key, uses: [rows, lanes, _], .. } = self.0 else { return Ok(()) };
+        let Plan { linear: Some(method), key, uses, .. } = self.0 else { return Ok(()) };
         let features = method.features.count();
         let why = match key.form {
             Form::Linear => "as asked for",
             _ if key.gated => "which gates need",
-            _ if *rows || *lanes => "where it takes less time by counting multiply-adds, as measured on Zen 4",
+            _ if uses.quadratic() => "where it takes less time by counting multiply-adds, as measured on Zen 4",
             _ => "which takes less time by counting multiply-adds, as measured on Zen 4",
         };
         writeln!(f, "form         linear, {why}: {features} monomials of d {}", method.features.d())?;
@@ -85,20 +86,34 @@ impl Explanation<'_> {
         writeln!(f, "chunk        {} keys, quadratic within (decides the order of summation)", method.chunk)
     }
 
-    fn rows(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let choice = &self.0.choice;
-        let both = self.0.uses[..2] == [true; 2];
-        let whom = if both { format!(", for sequences of up to {} queries", choice.rows_up_to) } else { String::new() };
+    /// Which rows kernels to speak of: one at least, where there are no queries at all.
+    fn used_rows(&self) -> impl Iterator<Item = usize> + use<> {
+        let Uses { rows, lanes, .. } = self.0.uses;
+        (0..2).filter(move |which| rows[*which] || *which == 0 && !lanes && rows == [false; 2])
+    }
+
+    fn rows(&self, which: usize, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { choice, key, uses, .. } = self.0;
+        let RowsChoice { kernel, key_block, up_to, prefetch } = choice.rows[which];
+        let group = key.shape.group().max(1);
+        // The most queries that are computed by the first one.
+        let few = choice.rows[1].kernel.least_rows.saturating_sub(1) / group;
+        let alone = [uses.rows[0], uses.rows[1], uses.lanes].into_iter().filter(|used| *used).count() < 2;
+        let whom = match [few, up_to] {
+            _ if alone => String::new(),
+            [few, up_to] if which == 0 => format!(", for sequences of up to {} queries", few.min(up_to)),
+            [0, up_to] => format!(", for sequences of up to {up_to} queries"),
+            [few, usize::MAX] => format!(", for sequences of more than {few} queries"),
+            [few, up_to] => format!(", for sequences of {} to {up_to} queries", few + 1),
+        };
         writeln!(
             f,
             "kernel       {}: keys and values read once for all queries and heads that share them, up to {} rows at a \
              time{whom}",
-            choice.rows.name, choice.rows.group
+            kernel.name, kernel.group
         )?;
-        writeln!(f, "key block    {} keys (decides the order of summation)", choice.rows_key_block)?;
-        let shape = &self.0.key.shape;
-        let group = shape.query_heads / shape.kv_heads.max(1);
-        let Reading { turn, ahead } = choice.prefetch.reading(group.saturating_mul(shape.queries));
+        writeln!(f, "key block    {key_block} keys (decides the order of summation)")?;
+        let Reading { turn, ahead } = prefetch.reading(group.saturating_mul(key.shape.queries));
         f.write_str("memory       ")?;
         match turn {
             0 => f.write_str("the keys of a block, then its values")?,
@@ -113,13 +128,13 @@ impl Explanation<'_> {
 
 impl fmt::Display for Explanation<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { choice, key, uses: [rows, lanes, linear], .. } = self.0;
+        let Plan { choice, key, uses, .. } = self.0;
         writeln!(f, "problem      {key}")?;
-        if *linear {
+        if uses.linear {
             self.linear(f)?;
         }
         let forms = key.form == Form::Quadratic || key.series.is_some();
-        if forms && !linear {
+        if forms && !uses.linear {
             let why = if key.form == Form::Quadratic {
                 "as asked for"
             } else {
@@ -127,15 +142,15 @@ impl fmt::Display for Explanation<'_> {
             };
             writeln!(f, "form         quadratic, {why}")?;
         }
-        if *linear && !rows && !lanes {
+        if *uses == Uses::LINEAR_ALONE {
             writeln!(f, "tasks        {}, shared by the threads", self.0.tasks())?;
             return write!(f, "workspace    {} bytes per thread", self.0.workspace_bytes(1));
         }
-        if *lanes {
+        if uses.lanes {
             self.lanes(f)?;
         }
-        if *rows || !lanes {
-            self.rows(f)?;
+        for which in self.used_rows() {
+            self.rows(which, f)?;
         }
         if self.spares_bf16() {
             writeln!(

@@ -8,7 +8,7 @@ mod needs;
 use std::fmt;
 use std::sync::Arc;
 
-use regard_kernels::launch::{self, Call, Choice, Outputs, Sequence};
+use regard_kernels::launch::{self, Call, Choice, Outputs, RowsChoice, Sequence};
 use regard_kernels::linear::Method;
 use regard_kernels::tensor::{Dtype, TensorMut};
 use regard_profile::{Class, Entry, Profile};
@@ -32,8 +32,8 @@ use crate::{Error, Form, Partial, Problem, Setup, Shape, linear};
 /// sequences may differ in size (packed, on pages, in rings, in a cache, with key lengths), the profile is asked for no
 /// sizes in particular, so that a sequence gets the same in any company, and a decode loop the same at any length.
 ///
-/// Sequences with few queries (up to 16) are computed by a rows kernel, which reads keys and values once for all
-/// queries and heads that share them; the others by a lanes kernel.
+/// Sequences with few queries (up to 15; of bf16 on tile registers up to 31, and of int8 there all) are computed by a rows kernel,
+/// which reads keys and values once for all queries and heads that share them; the others by a lanes kernel.
 #[derive(Clone, Debug)]
 pub struct Plan {
     choice: Choice,
@@ -42,15 +42,33 @@ pub struct Plan {
     /// Whether the lanes kernel multiplies pairs of bf16, at twice the rate of f32 or more, which decides between the forms.
     doubled: bool,
     key: Key,
-    /// The profile, if some entry of it decided: for the lanes kernel, for the rows kernel.
+    /// The profile, if some entry of it decided: for the lanes kernel, for each of the rows kernels.
     profile: Option<Arc<Profile>>,
-    entries: [Option<usize>; 2],
+    lanes_entry: Option<usize>,
+    rows_entries: [Option<usize>; 2],
     needs: Needs,
-    /// Whether some sequence is computed by the rows kernel, some by the lanes kernel, and some in the linear form.
-    uses: [bool; 3],
+    uses: Uses,
     lse: bool,
     /// Why the index of the keys is of no use.
     ignores_index: Option<&'static str>,
+}
+
+/// What the sequences of the planned problem are computed by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Uses {
+    /// Each of the rows kernels, by some sequence; if both are the same, it is the second one.
+    rows: [bool; 2],
+    lanes: bool,
+    linear: bool,
+}
+
+impl Uses {
+    const LINEAR_ALONE: Self = Self { rows: [false; 2], lanes: false, linear: true };
+
+    /// Whether there are sequences that are computed in the quadratic form.
+    fn quadratic(&self) -> bool {
+        self.lanes || self.rows != [false; 2]
+    }
 }
 
 /// What is written to, as far as it can be wrong.
@@ -71,14 +89,18 @@ impl Plan {
     pub fn new(problem: &Problem<'_>, setup: &Setup) -> Self {
         let level = problem.level.unwrap_or(setup.level);
         let key = Key::of(problem, level.isa());
-        let Chosen { choice, entries } = choose::choose(problem, level, key.class(), setup);
+        let Chosen { choice, lanes_entry, rows_entries } = choose::choose(problem, level, key.class(), setup);
         let pays = choice.kernel.extension == Some(Extension::Amx) || setup.machine.bf16_pairs_pay();
         let doubled = choice.kernel.dtype == Dtype::Bf16 && pays;
         let method = linear::method(problem, level, key.most_keys, doubled);
-        let mut uses = [false; 3];
+        let mut uses = Uses::default();
         for sequence in problem.sequences.iter().filter(|sequence| sequence.queries > 0) {
             let is_linear = key.series.is_some_and(|series| linear::takes_linear(problem, &series, sequence, doubled));
-            uses[if is_linear { 2 } else { usize::from(sequence.queries > choice.rows_up_to) }] = true;
+            match choice.which_rows(problem.shape.group(), sequence.queries) {
+                _ if is_linear => uses.linear = true,
+                Some(which) => uses.rows[which] = true,
+                None => uses.lanes = true,
+            }
         }
         let mut plan = Self {
             needs: Needs::new(problem, &choice, key.most_keys),
@@ -86,8 +108,9 @@ impl Plan {
             linear: method,
             doubled,
             key,
-            profile: setup.profile.clone().filter(|_| entries != [None; 2]),
-            entries,
+            profile: setup.profile.clone().filter(|_| lanes_entry.is_some() || rows_entries != [None; 2]),
+            lanes_entry,
+            rows_entries,
             uses,
             ignores_index: launch::ignores_index(&problem.call(), &choice),
             lse: problem.weighting.has_log_sum_exp(),
@@ -115,20 +138,20 @@ impl Plan {
     /// The kernel of the linear form and the keys of a chunk of it, if some sequence of the planned problem is computed
     /// in it.
     pub fn linear_kernel(&self) -> Option<(&'static str, usize)> {
-        let method = self.linear.as_ref().filter(|_| self.uses[2])?;
+        let method = self.linear.as_ref().filter(|_| self.uses.linear)?;
         Some((method.kernel.name, method.chunk))
     }
 
     /// The monomials of a row in the linear form, if all sequences of the planned problem are computed in it.
     pub fn monomials(&self) -> Option<usize> {
-        let method = self.linear.as_ref().filter(|_| self.uses == [false, false, true])?;
+        let method = self.linear.as_ref().filter(|_| self.uses == Uses::LINEAR_ALONE)?;
         Some(method.features.count())
     }
 
     /// The name of the kernel that computes the sequences with most queries.
     pub fn kernel(&self) -> &'static str {
         match self.linear_kernel() {
-            Some((name, _)) if self.uses == [false, false, true] => name,
+            Some((name, _)) if self.uses == Uses::LINEAR_ALONE => name,
             _ => self.kernel_for(self.key.shape.queries),
         }
     }
@@ -141,11 +164,12 @@ impl Plan {
 
     /// The name of the kernel that computes a sequence with this many queries in the quadratic form.
     pub fn kernel_for(&self, queries: usize) -> &'static str {
-        if self.takes_rows(queries) { self.choice.rows.name } else { self.choice.kernel.name }
+        self.rows_for(queries).map_or(self.choice.kernel.name, |rows| rows.kernel.name)
     }
 
-    fn takes_rows(&self, queries: usize) -> bool {
-        queries <= self.choice.rows_up_to
+    /// The rows kernel that computes a sequence with this many queries, if one does.
+    fn rows_for(&self, queries: usize) -> Option<&RowsChoice> {
+        self.choice.rows_for(self.key.shape.group(), queries)
     }
 
     /// Keys of a block of [`Plan::kernel`].
@@ -155,7 +179,7 @@ impl Plan {
 
     /// Keys of a block of a sequence with this many queries.
     pub fn key_block_for(&self, queries: usize) -> usize {
-        if self.takes_rows(queries) { self.choice.rows_key_block } else { self.choice.key_block }
+        self.choice.key_block_for(self.key.shape.group(), queries)
     }
 
     /// Query rows of a task of the lanes kernel.
@@ -171,7 +195,7 @@ impl Plan {
 
     /// How the products of a sequence are rounded, for [`crate::reference::row`].
     pub fn rounding(&self, sequence: &Sequence) -> Rounding {
-        if self.takes_rows(sequence.queries) {
+        if self.rows_for(sequence.queries).is_some() {
             Rounding::Lanes { isa: self.isa(), dtype: self.key.kv_dtype }
         } else {
             Rounding::Chain(self.isa())
@@ -359,8 +383,8 @@ impl Plan {
 
     /// The entry of the profile that decided for the sequences with most queries, if one did.
     pub fn profile_entry(&self) -> Option<&Entry> {
-        let [of_lanes, of_rows] = self.entries;
-        let index = if self.takes_rows(self.key.shape.queries) { of_rows } else { of_lanes };
+        let which = self.choice.which_rows(self.key.shape.group(), self.key.shape.queries);
+        let index = which.map_or(self.lanes_entry, |which| self.rows_entries[which]);
         self.profile.as_ref()?.entries.get(index?)
     }
 

@@ -54,7 +54,8 @@ impl Needs {
             Self::of(&Call { sequences: &sequences, ..call }, choice)
         };
         let longest = with(&|_| most_keys);
-        let split = with(&|sequence| most_split(choice, sequence.queries, most_keys));
+        let group = problem.shape.group();
+        let split = with(&|sequence| most_split(choice, group, sequence.queries, most_keys));
         Self {
             thread: own.thread.max(longest.thread).max(split.thread),
             spans: own.spans.max(longest.spans).max(split.spans),
@@ -83,8 +84,8 @@ impl Needs {
 
 /// The number of keys up to `most` that is split into most spans. Spans grow with the number of keys, so that a few
 /// keys more may be split into fewer; where they grow, there were as many as there may be just before.
-fn most_split(choice: &Choice, queries: usize, most: usize) -> usize {
-    let key_block = if queries <= choice.rows_up_to { choice.rows_key_block } else { choice.key_block };
+fn most_split(choice: &Choice, group: usize, queries: usize, most: usize) -> usize {
+    let key_block = choice.key_block_for(group, queries);
     let span = |keys: usize| choice.split.span(queries, keys, key_block);
     let longest = span(most);
     // The first number of keys with the longest span.

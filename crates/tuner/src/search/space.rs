@@ -1,12 +1,12 @@
 //! What there is to choose from.
 
-use regard_kernels::launch::{Choice, Split};
-use regard_kernels::table::{KEY_BLOCKS, Kernel, QUERY_BLOCKS, RowsKernel, kernels, lanes_kernels, rows_kernel};
+use regard_kernels::launch::{Choice, RowsChoice, Split};
+use regard_kernels::table::{KEY_BLOCKS, Kernel, QUERY_BLOCKS, RowsKernel, kernels, lanes_kernels, rows_kernels_for};
 use regard_kernels::tensor::Dtype;
 use regard_kernels::{Prefetch, Reading};
 use regard_profile::{
     Caches, Class, Config, KernelCost, Machine, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, Tiles, TunedReading,
-    preferred_tile, prefetch, rows_key_block, tiles,
+    preferred_tile, prefetch, rows_key_block, rows_up_to, tiles,
 };
 use regard_simd::{Extension, Level};
 use serde::{Deserialize, Serialize};
@@ -81,14 +81,16 @@ impl Candidate {
             key_block,
             query_block,
             copy: false,
-            rows: kernels.rows(),
-            // Not that it is used by a lanes kernel.
-            rows_key_block: if lanes.is_some() { *KEY_BLOCKS.end() } else { key_block },
-            rows_up_to: if lanes.is_some() { 0 } else { usize::MAX },
+            rows: [RowsChoice {
+                kernel: kernels.rows(),
+                // Not that it is used by a lanes kernel.
+                key_block: if lanes.is_some() { *KEY_BLOCKS.end() } else { key_block },
+                up_to: if lanes.is_some() { 0 } else { usize::MAX },
+                prefetch: Prefetch {
+                    rows: prefetch.rows.map(|regard_profile::Reading { turn, ahead }| Reading { turn, ahead }),
+                },
+            }; 2],
             split: Split::Auto,
-            prefetch: Prefetch {
-                rows: prefetch.rows.map(|regard_profile::Reading { turn, ahead }| Reading { turn, ahead }),
-            },
         }
     }
 }
@@ -102,18 +104,19 @@ pub(super) struct Kernels {
     native: bool,
     /// Whether those on tile registers.
     tiles: bool,
-    /// Query heads that share a head of keys.
-    heads: usize,
+    /// Rows of a head of keys: all queries of all heads that share it.
+    rows: usize,
     /// How they ask for memory.
     prefetch: regard_profile::Prefetch,
 }
 
 impl Kernels {
     pub(super) fn new(level: Level, machine: &Machine, anchor: &Anchor) -> Self {
-        let Anchor { dtype, group: heads, .. } = *anchor;
+        let dtype = anchor.dtype;
+        let rows = anchor.group * anchor.queries;
         let native = dtype != Dtype::Bf16 || machine.bf16_pairs_pay();
         let tiles = machine.tiles_pay();
-        let kernels = Self { level, dtype, native, tiles, heads, prefetch: prefetch(machine, dtype.name(), false) };
+        let kernels = Self { level, dtype, native, tiles, rows, prefetch: prefetch(machine, dtype.name(), false) };
         let in_tiles = kernels.rows().extension == Some(Extension::Amx);
         Self { prefetch: prefetch(machine, dtype.name(), in_tiles), ..kernels }
     }
@@ -125,7 +128,13 @@ impl Kernels {
 
     /// The rows kernel.
     pub(super) fn rows(self) -> &'static RowsKernel {
-        rows_kernel(self.level, self.dtype, self.heads, |extension| self.may(extension))
+        let [few, many] = rows_kernels_for(self.level, self.dtype, |extension| self.may(extension));
+        if many.is_for(self.rows) { many } else { few }
+    }
+
+    /// The most queries of a sequence for which plans take the rows kernel where nothing was measured.
+    fn rows_up_to(self) -> usize {
+        rows_up_to(self.dtype.name(), self.rows().extension == Some(Extension::Amx))
     }
 
     /// Whether plans take kernels with this extension.
@@ -151,18 +160,23 @@ pub(super) fn contests(level: Level, machine: &Machine, anchors: &[Anchor]) -> V
 fn contest(level: Level, machine: &Machine, anchor: &Anchor) -> Contest {
     let kernels = Kernels::new(level, machine, anchor);
     let costs = Costs { kernels, caches: &machine.caches, anchor };
-    let candidates = match anchor.role {
+    let role = match anchor.role {
+        // On tile registers there are element types that plans give to a rows kernel whatever the number of queries.
+        Role::Lanes if anchor.queries <= kernels.rows_up_to() => Role::Rows,
+        role => role,
+    };
+    let candidates = match role {
         Role::Lanes => costs.lanes(&KEYS_OF_LANES, &REGISTER_TILES),
         Role::Rows => costs.readings(costs.rows()),
         Role::Crossing => costs.rows().into_iter().chain(costs.lanes(&KEYS_OF_LANES, &[1])).collect(),
     };
-    let native = match anchor.role {
+    let native = match role {
         Role::Rows => kernels.rows().extension.is_some(),
         _ => kernels.multiply_pairs(),
     };
     let predicted = candidates.iter().map(|config| costs.predicted(config)).collect();
     Contest {
-        role: anchor.role,
+        role,
         class: anchor.class(level.isa()),
         flops: anchor.flops(),
         bytes: if anchor.streams { anchor.kv_bytes() as f64 } else { 0.0 },
@@ -315,7 +329,7 @@ mod tests {
                 let kernels = Kernels::new(level, machine, anchor);
                 let costs = Costs { kernels, caches: &machine.caches, anchor };
                 let first = &contest.candidates[0];
-                match anchor.role {
+                match contest.role {
                     Role::Lanes => {
                         assert_eq!(first.kernel, costs.default_kernel().name);
                         assert_eq!(first.key_block, costs.model(costs.default_kernel()).key_block);

@@ -6,11 +6,12 @@ mod class;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use regard_profile::{Config, Crossover, ROWS_UP_TO};
+use regard_kernels::table::QUERY_BLOCKS;
+use regard_profile::{Config, Crossover, rows_up_to};
 
 use self::class::Finding;
 use super::rounds::{Limit, Noise, Rounds, RunOff, rounds, run_off};
-use super::space::{Contest, Role};
+use super::space::{CROSSOVERS, Contest, Role};
 use super::trials::{Fate, Trials};
 use super::{Progress, Sampler};
 use crate::stats::Random;
@@ -179,15 +180,12 @@ impl<'a> Tournament<'a> {
             }
         }
         let crossings: Vec<usize> = (0..contests.len()).filter(|i| contests[*i].role == Role::Crossing).collect();
-        let mut types: Vec<&str> = crossings.iter().map(|i| &*contests[*i].class.dtype).collect();
-        types.dedup();
-        types.sort_unstable();
-        types.dedup();
-        for dtype in types {
-            let members: Vec<usize> = crossings.iter().copied().filter(|i| contests[*i].class.dtype == dtype).collect();
-            let rows = &contests[members[0]].candidates[0].kernel;
-            if !self.outcome.crossovers.iter().any(|crossover| crossover.kernel == *rows) {
-                work.push(Work::Crossing(members));
+        let rows_kernel = |i: &usize| &*contests[*i].candidates[0].kernel;
+        let kernels: BTreeSet<&str> = crossings.iter().map(rows_kernel).collect();
+        for kernel in kernels {
+            if !self.outcome.crossovers.iter().any(|crossover| crossover.kernel == kernel) {
+                let members = crossings.iter().copied().filter(|i| rows_kernel(i) == kernel);
+                work.push(Work::Crossing(members.collect()));
             }
         }
         let classes: Vec<usize> = (0..contests.len()).filter(|i| open(Role::Lanes)(i) || open(Role::Rows)(i)).collect();
@@ -266,10 +264,12 @@ impl<'a> Tournament<'a> {
     }
 }
 
-/// The crossover that plans take if nothing was measured comes first.
-fn incumbent_first(crossovers: &[usize]) -> Vec<usize> {
-    let others = crossovers.iter().copied().filter(|rows| *rows != ROWS_UP_TO);
-    [ROWS_UP_TO].into_iter().chain(others).collect()
+/// The crossovers to choose from for the rows kernel of a contest; that which plans take if nothing was measured comes first.
+fn crossovers(contest: &Contest) -> Vec<usize> {
+    let in_tiles = contest.candidates[0].kernel.contains("_amx");
+    let modelled = rows_up_to(&contest.class.dtype, in_tiles).min(*QUERY_BLOCKS.end());
+    let others = CROSSOVERS.into_iter().filter(|up_to| *up_to != modelled);
+    [modelled].into_iter().chain(others).collect()
 }
 
 #[cfg(test)]

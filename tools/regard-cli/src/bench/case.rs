@@ -1,9 +1,8 @@
 //! One case: inputs, plan and measurement.
 
 use regard::{Attention, Dtype, Level, Plan, Problem, Sequence, Setup};
-use regard_simd::Extension;
 use regard_tuner::inputs;
-use regard_tuner::measure::{Arithmetic, Budget, Efficiency, Measurement, ReadProbe, ReadWay, Work, measure_against};
+use regard_tuner::measure::{Budget, Efficiency, Measurement, ReadProbe, ReadWay, Work, measure_against};
 use regard_tuner::pin;
 use regard_tuner::stats::Random;
 
@@ -103,14 +102,7 @@ impl Case {
         let plan = Plan::new(problem, setup);
         let level = Level::of(plan.isa())?;
         let kernels = kernels(problem, &plan);
-        let needs = |extension| kernels.iter().any(|kernel| setup::extension(level, kernel) == Some(extension));
-        let arithmetic = match () {
-            () if needs(Extension::Amx) && self.dtype == Dtype::Int8 => Arithmetic::Int8Tiles,
-            () if needs(Extension::Amx) => Arithmetic::Bf16Tiles,
-            () if needs(Extension::Bf16) => Arithmetic::Bf16Dots,
-            () if needs(Extension::Vnni) => Arithmetic::Int16Dots,
-            () => Arithmetic::F32,
-        };
+        let arithmetic = setup::arithmetic(level, &kernels, self.dtype);
 
         let mut workspace = vec![0.0; plan.workspace_len(threads.count())];
         let mut turn = 0;
@@ -133,10 +125,7 @@ impl Case {
             plan: &plan,
             v: tensor("v", &v, 0)?,
             place: &|sequence, key| sizes.arrangement.place(sequence, key),
-            tolerance: Tolerance::new(
-                matches!(arithmetic, Arithmetic::Bf16Dots | Arithmetic::Bf16Tiles),
-                manner.out_dtype,
-            ),
+            tolerance: Tolerance::new(arithmetic, manner.out_dtype),
         };
         let deviation = deviation(&reference, &tensor("out", &out, 0)?);
         let measured = Measured { found, bytes, copies, way, deviation };

@@ -13,6 +13,7 @@ use crate::shape_args::Sizes;
 /// Sizes and inputs that entrants share.
 pub(super) struct Shared {
     sizes: Sizes,
+    dtype: Dtype,
     inputs: Inputs,
 }
 
@@ -21,7 +22,7 @@ impl Shared {
         let sizes = case.shape.sizes(&case.sequences)?;
         let order = case.problem.layout(case.sequences.varlen.is_some()).order();
         let inputs = Inputs::new(&sizes, order, [case.dtype, Dtype::F32], 1)?;
-        Ok(Self { sizes, inputs })
+        Ok(Self { sizes, dtype: case.dtype, inputs })
     }
 
     fn problem<'a>(&'a self, options: &Attention<'a>) -> Result<Problem<'a>, CliError> {
@@ -65,7 +66,7 @@ impl<'a> Entrant<'a> {
             plan: &self.plan,
             v: tensor("v", &self.shared.inputs.v, 0)?,
             place: &|sequence, key| self.shared.sizes.arrangement.place(sequence, key),
-            tolerance: Tolerance::new(setup::extension(level, kernel).is_some(), Dtype::F32),
+            tolerance: Tolerance::new(setup::arithmetic(level, &[kernel], self.shared.dtype), Dtype::F32),
         };
         let found = deviation(&reference, &tensor("out", &self.out, 0)?);
         if found.is_rounding() {

@@ -4,9 +4,9 @@
 use regard_profile::{Config, Crossover};
 
 use super::super::decide;
-use super::super::space::{CROSSOVERS, Contest, Role};
+use super::super::space::{Contest, Role};
 use super::super::trials::Fate;
-use super::{JUDGES, Limit, RunOff, Tournament, incumbent_first};
+use super::{JUDGES, Limit, RunOff, Tournament, crossovers};
 
 /// The part of the time of such a contest after which options have been compared, and what is left is for run-offs.
 const COMPARED: f64 = 0.6;
@@ -213,7 +213,7 @@ impl Tournament<'_> {
             times.push([found[0], found[best]]);
             timed.push((contest, [passed[0], passed[best]]));
         }
-        let options = incumbent_first(&CROSSOVERS);
+        let options = crossovers(&contests[members[0]]);
         let of_option = |rows_up_to: usize| {
             let side = |(contest, _): &(usize, [usize; 2])| usize::from(contests[*contest].class.queries > rows_up_to);
             timed.iter().map(side).collect::<Vec<_>>()
