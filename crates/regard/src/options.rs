@@ -349,12 +349,13 @@ impl<'a> Attention<'a> {
         self
     }
 
-    /// Whether k and v of int8 may be multiplied as integers, where the machine has instructions for dot products of them (in vectors for
-    /// few queries, on tile registers for any number): true if never called. A query row then has 16 bits of fixed point against its largest element, and so
-    /// have the weights of a row in a block of keys, times the scales of the values, against the largest of these: rounding
-    /// errors of up to `1/65278` of that largest magnitude. (Rows of more than 512 elements have fewer bits, as many as leave
-    /// room for the sum, and those of more than 4096 are widened.) Sums of products are exact. With `false`, or
-    /// [`Numerics::Portable`], everything is widened to f32. Hard and average-hard attention always is.
+    /// Whether k and v of int8 may be multiplied as integers, where the machine has instructions for dot products of them
+    /// (in vectors for few queries, on tile registers for any number): true if never called. A query row then has 16 bits of
+    /// fixed point against its largest element, and so have the weights of a row in a block of keys, times the scales of the
+    /// values, against the largest of these: rounding errors of up to `1/65278` of that largest magnitude. (Rows of more than
+    /// 512 elements have fewer bits, as many as leave room for the sum, and those of more than 4096 are widened.) Sums of
+    /// products are exact. With `false`, or [`Numerics::Portable`], everything is widened to f32. Hard and average-hard
+    /// attention always is.
     pub fn native_int8(mut self, native: bool) -> Self {
         self.native_int8 = native;
         self

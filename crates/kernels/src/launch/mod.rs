@@ -123,6 +123,7 @@ impl Memory {
                 state,
                 scaled: call.k.dtype() == Dtype::Int8,
                 paged: call.pages.is_some(),
+                kept_bytes: kernel.kept_bytes,
             })
         });
         let lanes_len = if lanes_queries > 0 { lanes.len } else { 0 };

@@ -41,6 +41,10 @@ pub(crate) struct AccumulateArgs<E> {
     pub(super) visible: *const u64,
     /// Elements from a key to what is prefetched with it; 0 asks for the key itself, which does no harm.
     pub(super) ahead: usize,
+    /// Room for the values of the block as the form multiplies them, if groups share them; null if not.
+    pub(super) kept: *mut f32,
+    /// Whether this is the first group that multiplies the run, which keeps them, and not one that finds them there.
+    pub(super) keeps: bool,
 }
 
 impl<E: Element, const R: usize, const G: usize, const C: usize, const P: usize, const L: usize> Op

@@ -37,6 +37,7 @@ use super::ask::Ask;
 use super::form::{Form, Weights};
 use super::pieces::{Pieces, Stream};
 use super::scores::ScoreArgs;
+use super::scratch::Layout;
 use super::terms::{Spread, Terms};
 use super::tiles::Tiles;
 use super::{Group, KeyBlock, Rows};
@@ -133,10 +134,12 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
                     self.score_products(s, self.group(index, next.side), k, next.keys.part(start, few));
                 }
             }
+            let mut keeps = true;
             for index in 0..self.groups {
                 if let Stage::Weights { rescale } = last.stages[index] {
                     let group = self.group(index, last.side);
-                    self.value_products(s, group, v, last.keys.part(start, few), rescale, false);
+                    self.value_products(s, group, v, last.keys.part(start, few), [rescale, false, keeps]);
+                    keeps = false;
                 }
             }
         }
@@ -222,10 +225,16 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     #[inline(always)]
     pub(super) fn weigh<S: Simd>(&self, s: S, turn: &mut Turn) -> u64 {
         let mut masked = 0;
+        // Groups have steps of as many keys, whose scales are the same.
+        let mut spread = false;
         for index in 0..self.groups {
             if let Stage::Scores { masked_from } = turn.stages[index] {
                 let group = self.group(index, turn.side);
                 masked |= u64::from(masked_from & !1 < turn.keys.keys.div_ceil(group.step_keys)) << index;
+                if !spread {
+                    self.spread_scales(s, group, turn.keys);
+                    spread = true;
+                }
                 self.terms(s, group, turn.keys, masked_from);
                 turn.stages[index] = match self.weights(s, group, turn.keys, masked_from) {
                     Some(rescale) => Stage::Weights { rescale },
@@ -271,7 +280,7 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
             Step::Add | Step::Part { .. } => false,
             Step::Rescale => true,
         };
-        let scales = self.spread(s, &unit.v, group, keys, self.layout.v_scales);
+        let [_, scales] = self.scales();
         F::prepare(
             s,
             Weights {
@@ -295,6 +304,7 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     pub(super) fn scores<S: Simd>(&self, s: S, group: Group<'_>, keys: KeyBlock) -> Option<usize> {
         let masked_from = self.visible(group, keys)?;
         self.score_products(s, group, self.keys_stream(), keys.whole());
+        self.spread_scales(s, group, keys);
         self.terms(s, group, keys, masked_from);
         Some(masked_from)
     }
@@ -329,7 +339,7 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     /// What happens to the scores of a block between the products and the weighting.
     #[inline(always)]
     pub(super) fn terms<S: Simd>(&self, s: S, group: Group<'_>, keys: KeyBlock, masked_from: usize) {
-        let k_scales = self.spread(s, &self.unit.k, group, keys, self.layout.k_scales);
+        let [k_scales, _] = self.scales();
         s.vectorize(Terms {
             unit: self.unit,
             rows: group.rows,
@@ -385,15 +395,28 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
         (!whole.is_empty() && !hides || words.iter().any(|word| *word != 0)).then_some(masked_from)
     }
 
-    /// Scales of keys in the layout of the scores; null if there are none.
+    /// Scales of keys and of values in the layout of the scores, as [`Self::spread_scales`] wrote them; null if there are none.
     #[inline(always)]
-    fn spread<S: Simd>(&self, s: S, source: &Source<'_>, group: Group<'_>, keys: KeyBlock, to: usize) -> *const f32 {
-        if source.dtype != Dtype::Int8 {
-            return std::ptr::null();
+    fn scales(&self) -> [*const f32; 2] {
+        let Layout { k_scales, v_scales, .. } = self.layout;
+        let scaled = self.unit.k.dtype == Dtype::Int8;
+        [k_scales, v_scales]
+            .map(|at| if scaled { self.scratch.wrapping_add(at).cast_const() } else { std::ptr::null() })
+    }
+
+    /// Lays the scales of a block out for the groups, all of which have as many keys in a step; those of values if weights meet them.
+    #[inline(always)]
+    fn spread_scales<S: Simd>(&self, s: S, group: Group<'_>, keys: KeyBlock) {
+        let KeyBlock { first, keys } = keys;
+        let [k_scales, v_scales] = self.scales();
+        if k_scales.is_null() {
+            return;
         }
-        let to = self.scratch.wrapping_add(to);
-        s.vectorize(Spread { source, first: keys.first, keys: keys.keys, step_keys: group.step_keys, to });
-        to
+        let step_keys = group.step_keys;
+        s.vectorize(Spread { source: &self.unit.k, first, keys, step_keys, to: k_scales.cast_mut() });
+        if self.is_weighted() {
+            s.vectorize(Spread { source: &self.unit.v, first, keys, step_keys, to: v_scales.cast_mut() });
+        }
     }
 
     /// Adds the weighted values of some keys of a block to the sums of a group. `careful` keeps values away from rows that do not
@@ -405,11 +428,11 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
         group: Group<'_>,
         v: Stream<'_>,
         part: Part,
-        rescale: bool,
-        careful: bool,
+        [rescale, careful, keeps]: [bool; 3],
     ) {
         let unit = self.unit;
         let v = if group.index > 0 { Stream { ahead: 0, ..v } } else { v };
+        let shares = F::KEPT_BYTES > 0 && self.groups > 1 && !careful;
         for piece in Pieces::new(v, part.keys) {
             for start in (0..piece.rows).step_by(self.chunk_keys) {
                 let (place, keys) = (part.place + piece.place + start, self.chunk_keys.min(piece.rows - start));
@@ -430,6 +453,8 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
                         ends: [place == 0, place + keys == part.of],
                         visible: if careful { group.visible } else { std::ptr::null() },
                         ahead: (piece.ahead as isize / size_of::<F::Element>() as isize) as usize,
+                        kept: if shares { self.scratch.wrapping_add(self.layout.kept) } else { std::ptr::null_mut() },
+                        keeps,
                     },
                 );
             }

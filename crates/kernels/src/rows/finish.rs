@@ -46,7 +46,7 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
             if let Some(masked_from) = self.scores(s, group, keys)
                 && let Some(rescale) = self.weights(s, group, keys, masked_from)
             {
-                self.value_products(s, group, self.values_stream(), keys.whole(), rescale, true);
+                self.value_products(s, group, self.values_stream(), keys.whole(), [rescale, true, false]);
             }
             block = self.block_after(keys, &within);
         }

@@ -25,6 +25,10 @@ pub(crate) trait Form: 'static {
     /// Keys of a turn are a multiple of this.
     const TURN_KEYS: usize = 1;
 
+    /// Bytes of an element of values as the value product takes them, if the first group that multiplies a block keeps them for the
+    /// others; 0 if each reads them for itself.
+    const KEPT_BYTES: usize = 0;
+
     /// Prepares this thread for rows that take this many lanes of a step.
     fn hold(row_lanes: usize) -> Self::Held;
 

@@ -90,7 +90,8 @@ impl<'a, F: Form, T: Tiles> Rows<'a, F, T> {
         (some != 0).then_some(every != all)
     }
 
-    fn is_weighted(&self) -> bool {
+    /// Whether values are added by weights, and not chosen.
+    pub(super) fn is_weighted(&self) -> bool {
         self.unit.weighting.functions.kind == Kind::Weighted
     }
 }

@@ -20,6 +20,8 @@ pub(crate) struct Sizes {
     pub(crate) scaled: bool,
     /// Whether runs of keys may have to be put together.
     pub(crate) paged: bool,
+    /// Bytes of an element of values that the first group keeps for the others; 0 for none.
+    pub(crate) kept_bytes: usize,
 }
 
 /// f32 of a cache line: every array starts at one.
@@ -56,19 +58,21 @@ pub(crate) struct Layout {
     pub(crate) side: usize,
     /// f32 from a group to the next.
     pub(crate) group: usize,
-    /// `[step][lanes]` each, and a vector; for one group at a time. Empty without scales.
+    /// `[step][lanes]` each, and a vector; the same for all groups. Empty without scales.
     pub(crate) k_scales: usize,
     pub(crate) v_scales: usize,
     /// `[key_block]` rows of K and of V; empty unless paged.
     pub(crate) keys: usize,
     pub(crate) values: usize,
+    /// Values of a block as tiles take them, 64 bytes of columns of 64 bytes of keys at a time; empty for one group.
+    pub(crate) kept: usize,
     /// The end, in f32; `usize::MAX` if it is more than can be counted, which no workspace has room for.
     pub(crate) len: usize,
 }
 
 impl Layout {
     pub(crate) fn new(sizes: Sizes) -> Self {
-        let Sizes { lanes, group, rows, key_block, d, d_v, state, scaled, paged } = sizes;
+        let Sizes { lanes, group, rows, key_block, d, d_v, state, scaled, paged, kept_bytes } = sizes;
         let rows = rows.clamp(1, MOST_ROWS);
         let group_rows = group.min(rows);
         let mut end = 0_usize;
@@ -103,6 +107,7 @@ impl Layout {
             v_scales: 0,
             keys: 0,
             values: 0,
+            kept: 0,
             len: 0,
         };
         let groups = rows.div_ceil(group_rows);
@@ -114,6 +119,9 @@ impl Layout {
         let gathered = if paged { key_block } else { 0 };
         layout.keys = take([1, gathered, d]);
         layout.values = take([1, gathered, d_v]);
+        let whole = |n: usize| n.checked_next_multiple_of(64).unwrap_or(usize::MAX);
+        let kept_bytes = if groups > 1 { kept_bytes } else { 0 };
+        layout.kept = take([whole(key_block), whole(d_v) / size_of::<f32>(), kept_bytes]);
         layout.len = take([0, 0, 0]);
         layout
     }

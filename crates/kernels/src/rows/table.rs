@@ -32,6 +32,8 @@ pub struct RowsKernel {
     pub group: usize,
     /// The fewest rows for each KV head that it is for: others are faster for fewer.
     pub least_rows: usize,
+    /// Bytes of an element of values that groups of rows share; 0 if they share none.
+    pub(crate) kept_bytes: usize,
     run: unsafe fn(&Unit<'_>, *mut f32, Layout),
 }
 
@@ -77,6 +79,7 @@ macro_rules! kernels {
             dtype: Dtype::$dtype,
             group: <$tiles>::MOST,
             least_rows: if matches!($extension, Some(Extension::Amx)) { LEAST_ROWS_OF_TILES } else { 0 },
+            kept_bytes: <$form as Form>::KEPT_BYTES,
             run: entry::<$token, $form, $tiles>,
         }),+];
     };

@@ -113,7 +113,8 @@ impl Explanation<'_> {
             kernel.name, kernel.group
         )?;
         writeln!(f, "key block    {key_block} keys (decides the order of summation)")?;
-        let Reading { turn, ahead } = prefetch.reading(group.saturating_mul(key.shape.queries));
+        let most = if which == 0 { few.min(up_to) } else { up_to };
+        let Reading { turn, ahead } = prefetch.reading(group.saturating_mul(key.shape.queries.min(most)));
         f.write_str("memory       ")?;
         match turn {
             0 => f.write_str("the keys of a block, then its values")?,

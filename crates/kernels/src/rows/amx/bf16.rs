@@ -75,6 +75,7 @@ impl Form for TiledBf16 {
     type Held = TileRegisters;
     const RUN_KEYS: usize = Self::COLUMNS;
     const TURN_KEYS: usize = Self::COLUMNS;
+    const KEPT_BYTES: usize = 2;
 
     fn hold(row_lanes: usize) -> TileRegisters {
         hold::<Self>(row_lanes)

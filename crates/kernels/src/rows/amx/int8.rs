@@ -93,6 +93,7 @@ impl Form for TiledInt8 {
     type Element = i8;
     type Held = TileRegisters;
     const TURN_KEYS: usize = Self::COLUMNS;
+    const KEPT_BYTES: usize = 1;
 
     fn hold(row_lanes: usize) -> TileRegisters {
         hold::<Self>(row_lanes)

@@ -6,7 +6,8 @@
 //! | values | `[row]`: weights of a chunk of keys | 16 columns of the chunk's values, 4 bytes of a column together | `[row][column]` |
 //!
 //! A chunk has as many keys as there are elements in 64 bytes. Keys need no preparation, and their scores come out as a vector of
-//! scores holds them. Values are interleaved, one chunk at a time; columns stay apart, so that NaN and Inf stay in theirs.
+//! scores holds them. Values are interleaved, one chunk at a time, by the first group of rows for all of them; columns stay apart, so
+//! that NaN and Inf stay in theirs.
 //!
 //! All products of up to 16 rows together cost what those of one do. Nothing here depends on how many there are but for the width of
 //! their tiles, and whether the parts of their weights fit in one.

@@ -78,10 +78,12 @@ impl<P: Tiled, const R: usize, const G: usize, const L: usize> Op for TileValues
         let args = &self.1;
         for column in (0..args.d_v).step_by(PANEL * ROWS) {
             let columns = Columns { first: column, len: (args.d_v - column).min(PANEL * ROWS) };
-            if args.visible.is_null() {
+            if !args.visible.is_null() {
+                self.seen_chunks(columns);
+            } else if args.keeps || !self.shares() {
                 self.chunks(columns);
             } else {
-                self.seen_chunks(columns);
+                self.kept_chunks(columns);
             }
         }
         if args.ends[1] {
@@ -109,21 +111,75 @@ impl<P: Tiled, const R: usize, const G: usize, const L: usize> TileValues<P, R, 
         Chunk { first, from, to: (first + P::COLUMNS).min(self.1.first + self.1.keys), row: None }
     }
 
+    /// Whether groups share the interleaved values of the run. A chunk that lies in two runs is interleaved for each, with zeros for
+    /// the keys of the other one.
+    #[inline(always)]
+    fn shares(&self) -> bool {
+        let args = &self.1;
+        let whole = args.keys.is_multiple_of(P::COLUMNS) || args.ends[1];
+        !args.kept.is_null() && args.first.is_multiple_of(P::COLUMNS) && whole
+    }
+
+    /// Where the interleaved values of a chunk are kept: `[chunk][tile]`.
+    #[inline(always)]
+    fn kept(&self, chunk: Chunk, columns: Columns) -> *mut f32 {
+        let tiles = Columns { first: 0, len: self.1.d_v }.tiles::<P>();
+        self.1.kept.wrapping_add((chunk.first / P::COLUMNS * tiles + columns.first / ROWS) * TILE)
+    }
+
+    /// All chunks, of values that another group has interleaved. A tile of sums stays in its register for all of them.
+    #[inline(always)]
+    fn kept_chunks(&self, columns: Columns) {
+        let s = self.0;
+        let end = self.1.first + self.1.keys;
+        for tile in 0..columns.tiles::<P>() {
+            let sums = self.sums(columns, tile);
+            // SAFETY: there are sums of a tile, and a tile of each chunk is kept. The rows kernel holds the registers.
+            unsafe {
+                self.load_sums::<{ SUMS[0] }>(sums, self.1.ends[0]);
+                if Self::APART {
+                    self.load_sums::<{ SUMS[1] }>(sums.add(Self::PART_LEN), self.1.ends[0]);
+                }
+                let mut from = self.1.first;
+                while from < end {
+                    let chunk = self.chunk(from);
+                    self.load_weights(chunk);
+                    s.tile_load::<VALUES>(self.kept(chunk, columns).add(tile * TILE).cast(), ROW_BYTES);
+                    P::dot::<{ SUMS[0] }, { WEIGHTS[0] }, VALUES>(s);
+                    if Self::APART {
+                        P::dot::<{ SUMS[1] }, { WEIGHTS[1] }, VALUES>(s);
+                    }
+                    from = chunk.to;
+                }
+                s.tile_store::<{ SUMS[0] }>(sums.cast(), ROW_BYTES);
+                if Self::APART {
+                    s.tile_store::<{ SUMS[1] }>(sums.add(Self::PART_LEN).cast(), ROW_BYTES);
+                }
+            }
+        }
+    }
+
     /// All chunks. While one is multiplied, the values of the next one are read: memory would be idle otherwise. To store the sums of a
     /// tile after that gains nothing, and neither does to ask for even lines before odd ones.
     #[inline(always)]
     fn chunks(&self, columns: Columns) {
         let end = self.1.first + self.1.keys;
         let mut panels = [const { Panel([const { MaybeUninit::uninit() }; PANEL * TILE]) }; 2];
-        let [mut panel, mut next_panel] = panels.each_mut().map(Panel::start);
+        let panels = panels.each_mut().map(Panel::start);
+        let shares = self.shares();
+        let panel_of = |chunk: Chunk| {
+            if shares { self.kept(chunk, columns) } else { panels[chunk.first / P::COLUMNS % 2] }
+        };
         let tiles = columns.tiles::<P>();
         // Of the next panel, for each tile of this one.
         let rows = ROWS.div_ceil(tiles);
         let mut chunk = self.chunk(self.1.first);
+        let mut panel = panel_of(chunk);
         self.fill(panel, chunk, columns);
         loop {
             let fresh = self.1.ends[0] && chunk.from == self.1.first;
             let next = self.chunk(chunk.to);
+            let next_panel = panel_of(next);
             self.load_weights(chunk);
             if chunk.to < end && next.is_whole::<P>() {
                 let values = self.values(next.first, columns);
@@ -144,7 +200,7 @@ impl<P: Tiled, const R: usize, const G: usize, const L: usize> TileValues<P, R, 
                 }
                 self.fill(next_panel, next, columns);
             }
-            (panel, next_panel) = (next_panel, panel);
+            panel = next_panel;
             chunk = next;
         }
     }
@@ -217,9 +273,9 @@ impl<P: Tiled, const R: usize, const G: usize, const L: usize> TileValues<P, R, 
         // SAFETY: the panel has the tile, and so have the sums. The rows kernel holds the registers.
         unsafe {
             s.tile_load::<VALUES>(panel.add(tile * TILE).cast(), ROW_BYTES);
-            Self::add::<{ SUMS[0] }, { WEIGHTS[0] }>(s, sums, fresh);
+            self.add::<{ SUMS[0] }, { WEIGHTS[0] }>(sums, fresh);
             if Self::APART {
-                Self::add::<{ SUMS[1] }, { WEIGHTS[1] }>(s, sums.add(Self::PART_LEN), fresh);
+                self.add::<{ SUMS[1] }, { WEIGHTS[1] }>(sums.add(Self::PART_LEN), fresh);
             }
         }
     }
@@ -229,17 +285,24 @@ impl<P: Tiled, const R: usize, const G: usize, const L: usize> TileValues<P, R, 
     /// # Safety
     /// There are sums of a tile. The rows kernel holds the registers.
     #[inline(always)]
-    unsafe fn add<const C: usize, const A: usize>(s: Avx512Amx, sums: *mut f32, fresh: bool) {
+    unsafe fn add<const C: usize, const A: usize>(&self, sums: *mut f32, fresh: bool) {
+        let s = self.0;
         // SAFETY: the caller's contract.
         unsafe {
-            if fresh {
-                s.tile_zero::<C>();
-            } else {
-                s.tile_load::<C>(sums.cast(), ROW_BYTES);
-            }
+            self.load_sums::<C>(sums, fresh);
             P::dot::<C, A, VALUES>(s);
             s.tile_store::<C>(sums.cast(), ROW_BYTES);
         }
+    }
+
+    /// Reads a tile of sums, or makes it zero.
+    ///
+    /// # Safety
+    /// There are sums of a tile. The rows kernel holds the registers.
+    #[inline(always)]
+    unsafe fn load_sums<const C: usize>(&self, sums: *const f32, fresh: bool) {
+        // SAFETY: the caller's contract.
+        unsafe { if fresh { self.0.tile_zero::<C>() } else { self.0.tile_load::<C>(sums.cast(), ROW_BYTES) } }
     }
 
     /// Interleaves the values of a chunk.
