@@ -109,8 +109,8 @@ pub const ROWS_UP_TO: usize = 15;
 /// With 16 queries, a vector of lanes is full (0.76 of the peak against 0.6 at 8192 keys, d 128, on Zen 4). On tiles of a Xeon, the
 /// rows kernel of bf16 has 1.0 to 1.9 times the speed of the lanes kernel at 16 queries, 0.9 to 1.3 at 24, 0.7 to 1.5 at 32 and 0.6
 /// to 0.95 at 64 (512 and 8192 keys, one and eight query heads for each KV head). The lanes kernels widen int8, and only short causal
-/// problems are faster with them: on tiles, 64 and 512 queries against 8192 keys have 1.8 to 1.95 times their speed, 1024 queries and
-/// keys 1.6 (causal 1.4, d 64 1.1), 256 queries and keys 1.25 to 1.3 (causal 0.86 to 0.97).
+/// problems are faster with them: on tiles, 64 and 512 queries against 8192 keys have 2.1 to 2.2 times their speed, 2048 queries and
+/// keys 2.2 (causal 1.85, d 64 1.35), 256 queries and keys 1.4 (causal 0.93 to 1.0).
 pub fn rows_up_to(dtype: &str, in_tiles: bool) -> usize {
     match dtype {
         "bf16" if in_tiles => 31,

@@ -15,7 +15,8 @@ use crate::Error;
 ///   than `2^-25 max |v|`; what is computed is rounded as ever. That takes scores far apart: a low temperature. The index must
 ///   know the values ([`KeyIndex::with_values`]).
 /// - Other weightings, scores with soft-cap, ALiBi or bias, mask tensors, and products of bf16 or of integers make no use of it.
-///   [`Plan::explain`](crate::Plan::explain) tells. Causal masks, windows and lengths are fine.
+///   [`Plan::explain`](crate::Plan::explain) tells, and [`Attention::native_half`](crate::Attention::native_half) and
+///   [`Attention::native_int8`](crate::Attention::native_int8) refuse such products. Causal masks, windows and lengths are fine.
 ///
 /// It pays where keys come in clusters and those of a cluster follow each other: 64 of them or more. Queries may come in any
 /// order, and there may be any number: with a few, less of K and V is read. Where a sample of the queries finds nothing to leave
