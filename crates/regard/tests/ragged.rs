@@ -407,12 +407,12 @@ fn plans_say_which_kernels_they_use() {
 #[test]
 fn plans_say_which_queries_go_to_which_kernel() {
     let zeros = [bf16::ZERO; 40 * D];
-    let q = View::thd(&zeros, [40, 1, D]).unwrap();
     let kv = View::thd(&zeros[..5 * D], [5, 1, D]).unwrap();
     let machine = Machine { vendor: "GenuineIntel".to_owned(), ..Machine::default() };
     for level in Level::available() {
         let setup = Setup { machine: machine.clone(), ..setup_of(*level) };
-        let explain = |offsets: &[usize]| {
+        let explain_heads = |heads: usize, offsets: &[usize]| {
+            let q = View::thd(&zeros, [40 / heads, heads, D]).unwrap();
             let keys: Vec<usize> = (0..offsets.len()).collect();
             let options = Attention::softmax();
             let problem = Problem::ragged(&options, q, Queries::Packed(offsets), kv, kv, Keys::Packed(&keys)).unwrap();
@@ -420,6 +420,7 @@ fn plans_say_which_queries_go_to_which_kernel() {
             let of_rows = said.lines().filter(|line| line.starts_with("kernel ") && line.contains("_rows_"));
             of_rows.map(|line| line.split("at a time").last().unwrap_or("").to_owned()).collect::<Vec<_>>()
         };
+        let explain = |offsets: &[usize]| explain_heads(1, offsets);
         let tiles = Extension::Amx.is_available_at(level.isa());
         let [few, more] = [", for sequences of up to 4 queries", ", for sequences of 5 to 31 queries"];
         let up_to_15 = ", for sequences of up to 15 queries";
@@ -427,6 +428,8 @@ fn plans_say_which_queries_go_to_which_kernel() {
         assert_eq!(explain(&[0, 3, 8]), if tiles { vec![few, more] } else { vec![""] });
         assert_eq!(explain(&[0, 8, 40]), if tiles { vec![more] } else { vec![up_to_15] });
         assert_eq!(explain(&[0, 8]), vec![""]);
+        let [one, two] = [", for sequences of one query", ", for sequences of 2 to 31 queries"];
+        assert_eq!(explain_heads(4, &[0, 1, 3, 10]), if tiles { vec![one, two] } else { vec![""] });
     }
 }
 

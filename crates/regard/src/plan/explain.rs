@@ -101,6 +101,7 @@ impl Explanation<'_> {
         let alone = [uses.rows[0], uses.rows[1], uses.lanes].into_iter().filter(|used| *used).count() < 2;
         let whom = match [few, up_to] {
             _ if alone => String::new(),
+            [1, _] if which == 0 => ", for sequences of one query".to_owned(),
             [few, up_to] if which == 0 => format!(", for sequences of up to {} queries", few.min(up_to)),
             [0, up_to] => format!(", for sequences of up to {up_to} queries"),
             [few, usize::MAX] => format!(", for sequences of more than {few} queries"),

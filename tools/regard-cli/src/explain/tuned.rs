@@ -14,8 +14,8 @@ use crate::tune;
 /// What the analytic model and the measured ceilings say of one core.
 #[derive(Debug, Serialize)]
 pub(super) struct Prediction {
-    /// The predicted part of the peak of what the kernel multiplies; none for rows kernels, which the memory limits, and for
-    /// the linear form, of which there is no model.
+    /// The predicted part of the peak of what the kernel multiplies; none for rows kernels, which the memory limits if
+    /// rows are few, and for the linear form: there is no model of them.
     fraction_of_peak: Option<f64>,
     /// Operations of the linear form, if everything is computed in it.
     linear_flops: Option<f64>,
@@ -69,7 +69,9 @@ impl Prediction {
                 text += &format!("arithmetic limits the linear form: {} in sums over keys", super::describe(flops));
             }
             (Some(fraction), None) => text += &format!("{fraction:.2} of the multiply-add peak is predicted"),
-            (None, None) => text += "keys and values are read once, at the speed of the memory",
+            (None, None) => {
+                text += "keys and values are read once for up to 64 rows, at the speed of the memory if there are few"
+            }
         }
         if let (Some(arithmetic), Some(memory), Some(roof)) = (self.arithmetic_seconds, self.memory_seconds, self.roof)
         {
