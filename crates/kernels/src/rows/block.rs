@@ -384,10 +384,20 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
             let seen = seen(row);
             let before = seen.start..seen.end.min(whole.start * step_keys);
             let after = seen.start.max(whole.end * step_keys)..seen.end;
-            for place in before.chain(after) {
-                // SAFETY: masks cover every key.
-                let kept = row.keep.is_null() || unsafe { *row.keep.add((keys.first + place) * row.keep_stride) != 0 };
-                words[place / step_keys] |= u64::from(kept) << (place % step_keys * row_lanes + r);
+            // A power of two: to divide by it for each key would take most of the time where there is a mask tensor.
+            let step_of = |place: usize| place >> step_keys.trailing_zeros();
+            let lane = |place: usize| (place & (step_keys - 1)) * row_lanes + r;
+            for places in [before, after] {
+                if row.keep.is_null() {
+                    places.for_each(|place| words[step_of(place)] |= 1 << lane(place));
+                    continue;
+                }
+                let keep = row.keep.wrapping_add(keys.first * row.keep_stride);
+                for place in places {
+                    // SAFETY: masks cover every key.
+                    let kept = unsafe { *keep.add(place * row.keep_stride) != 0 };
+                    words[step_of(place)] |= u64::from(kept) << lane(place);
+                }
             }
         }
         let hides = self.hide(group, keys, words)?;

@@ -20,7 +20,7 @@ use crate::measure::Arithmetic;
 pub enum Role {
     /// Kernel and blocks where queries are many.
     Lanes,
-    /// The key block where they are few.
+    /// The key block where they are few, or where plans take a rows kernel whatever their number.
     Rows,
     /// Which kernel gets this many queries.
     Crossing,
