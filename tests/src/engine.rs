@@ -168,6 +168,7 @@ impl Engine {
         Choice {
             level,
             kernel,
+            few: None,
             key_block: blocks.keys.max(16).next_multiple_of(2),
             query_block: blocks.queries,
             copy: blocks.copy,

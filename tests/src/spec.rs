@@ -36,6 +36,8 @@ pub struct Spec<'a> {
     pub native_half: Option<bool>,
     /// See [`Attention::native_int8`].
     pub native_int8: Option<bool>,
+    /// See [`Attention::f32_on_tiles`].
+    pub f32_on_tiles: Option<bool>,
     pub isa: Option<Isa>,
 }
 
@@ -68,6 +70,7 @@ impl<'a> Spec<'a> {
             gates: None,
             native_half: Some(true),
             native_int8: None,
+            f32_on_tiles: None,
             isa: None,
         }
     }
@@ -86,7 +89,7 @@ impl<'a> Spec<'a> {
             coefficient => coefficient, row_scale => row_scale, causal => causal, anti_causal => anti_causal,
             align => align, key_lengths => key_lengths, keep => keep_mask, bias => bias, alibi => alibi_slopes,
             sinks => sinks, numerics => numerics, split => split, form => form, gates => gates, native_half => native_half,
-            native_int8 => native_int8, isa => isa);
+            native_int8 => native_int8, f32_on_tiles => f32_on_tiles, isa => isa);
         if let Some((left, right)) = self.window {
             options = options.window(left, right);
         }

@@ -206,7 +206,7 @@ fn any_register_tile() {
             let stored = Stored::three([&q, &k, &v], dtype, dtype);
             let problem = Case::stored(spec.clone(), &stored).problem();
             let mut outputs = (kernels(*level).iter())
-                .filter(|kernel| kernel.extension == extension)
+                .filter(|kernel| kernel.extension == extension && kernel.dtype == dtype)
                 .map(|kernel| (kernel.name, run(&problem, &setup_for(kernel, 48, 70), Execution::Serial)));
             let Some((first, wanted)) = outputs.next() else {
                 assert!(extension.is_some(), "every level has a kernel for f32");

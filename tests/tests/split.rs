@@ -314,7 +314,13 @@ fn nan_in_a_span() {
             for (at, (was, got)) in clean.iter().zip(&dirty).enumerate() {
                 let (query, column) = (at / 19 % queries, at % 19);
                 let sees = query % 2 == 0 && column == 5;
-                let fits = if sees { got.is_nan() } else { got.to_bits() == was.to_bits() };
+                // Rows with NaN are computed in vectors where others are multiplied in parts, all columns of them.
+                let elsewhere = engine.name().contains("_lanes_f32_amx") && query % 2 == 0;
+                let fits = match (sees, elsewhere) {
+                    (true, _) => got.is_nan(),
+                    (false, true) => (got - was).abs() <= 1e-5 * was.abs().max(1.0),
+                    (false, false) => got.to_bits() == was.to_bits(),
+                };
                 assert!(fits, "{} {weighting:?} row {query} column {column}: {was} {got}", engine.name());
             }
         }

@@ -3,6 +3,8 @@
 use regard_simd::{Extension, Isa, Level, Simd};
 
 use crate::lanes::Lanes;
+#[cfg(target_arch = "x86_64")]
+use crate::lanes::MOST_PARTS;
 use crate::lanes::args::Head;
 use crate::lanes::scratch::Layout;
 use crate::rows::table as rows;
@@ -23,14 +25,14 @@ pub struct Tile {
 /// A compiled kernel. Its name is what profiles store.
 #[derive(Debug)]
 pub struct Kernel {
-    /// `{isa}_lanes_{element type}_{vectors}x{keys}`, with `amx` before the last part for tile registers
+    /// `{isa}_lanes_{element type}_{vectors}x{keys}`, with `amx` before the last part for tile registers.
     pub name: &'static str,
     /// The level that it is compiled for.
     pub isa: Isa,
     /// What it needs beyond the level.
     pub extension: Option<Extension>,
-    /// What it multiplies: f32, which keys and values of every element type are widened to, or bf16, for keys and
-    /// values of bf16 only; queries and weights are then rounded to it.
+    /// What it multiplies: f32, which keys and values of every element type are widened to (on tile registers as sums of bf16, which
+    /// is as accurate), or bf16, for keys and values of bf16 only; queries and weights are then rounded to it.
     pub dtype: Dtype,
     /// Its register tile.
     pub tile: Tile,
@@ -38,6 +40,15 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    /// Parts that it multiplies f32 in; 0 if it multiplies numbers as they are.
+    pub(crate) fn parts(&self) -> usize {
+        match (self.dtype, self.extension) {
+            #[cfg(target_arch = "x86_64")]
+            (Dtype::F32, Some(Extension::Amx)) => MOST_PARTS,
+            _ => 0,
+        }
+    }
+
     /// Runs the kernel on one block of query rows of one head.
     ///
     /// # Safety
@@ -59,6 +70,22 @@ unsafe fn entry<S: Simd, const G: usize, const R: usize, const R1: usize, const 
 ) {
     // SAFETY: the caller's contract.
     unsafe { S::assume().vectorize(Lanes::<G, R, R1, PAIRS, TILES> { head, scratch, layout }) }
+}
+
+/// Multiplies f32 in parts.
+///
+/// # Safety
+/// As for [`Kernel::run`].
+#[cfg(target_arch = "x86_64")]
+unsafe fn entry_in_parts(head: &Head<'_>, scratch: *mut f32, layout: Layout) {
+    // SAFETY: the caller's contract: the level is that of the extension, and the layout has room for a kernel without parts.
+    let whole = |head: &Head<'_>| unsafe { entry::<regard_simd::Avx512, 2, 8, 8, false, false>(head, scratch, layout) };
+    if head.d_v == 0 {
+        // Nothing would tell of NaN.
+        return whole(head);
+    }
+    // SAFETY: the caller's contract.
+    unsafe { Lanes::<2, 8, 8, false, true> { head, scratch, layout }.run_all(whole) }
 }
 
 /// One line per kernel: vectors x keys, and the keys of a tile of one vector. Those with an extension come last, and of them that on
@@ -89,6 +116,14 @@ macro_rules! kernels {
                 run: entry::<$extended, $eg, $er, $er1, true, false>,
             },)+)?
             $(Kernel {
+                name: concat!($isa, "_lanes_f32_amx_", $tg, "x", $tr),
+                isa: <$tiled as Simd>::ISA,
+                extension: Some(Extension::Amx),
+                dtype: Dtype::F32,
+                tile: Tile { rows: $tg * <$tiled as Simd>::LANES, vectors: $tg, keys: $tr },
+                run: entry_in_parts,
+            },
+            Kernel {
                 name: concat!($isa, "_lanes_bf16_amx_", $tg, "x", $tr),
                 isa: <$tiled as Simd>::ISA,
                 extension: Some(Extension::Amx),
@@ -175,19 +210,19 @@ pub fn kernels(level: Level) -> &'static [Kernel] {
     &all[..all.iter().take_while(runs).count()]
 }
 
-/// The lanes kernels of a level for keys of this element type, the one to use when nothing was measured first:
-/// all with the same extension, one that `may` be used, or none.
+/// The lanes kernels of a level for keys of this element type, the one to use when nothing was measured first: all of one arithmetic
+/// with one extension, that `may` be used, or none.
 pub fn lanes_kernels(
     level: Level,
     dtype: Dtype,
-    may: &dyn Fn(Extension) -> bool,
+    may: &dyn Fn(&Kernel) -> bool,
 ) -> impl Iterator<Item = &'static Kernel> + Clone + use<> {
-    let all = kernels(level).iter();
-    let takes = |kernel: &&Kernel| kernel.dtype == Dtype::Bf16 && dtype == Dtype::Bf16;
+    let takes = |kernel: &&Kernel| kernel.dtype == Dtype::F32 || kernel.dtype == dtype;
+    let usable = |kernel: &&Kernel| kernel.extension.is_none() || may(kernel);
+    let arithmetic = |kernel: &Kernel| (kernel.dtype, kernel.extension);
     // The last one is the fastest.
-    let extended = all.clone().filter(takes).filter_map(|kernel| kernel.extension).filter(|extension| may(*extension));
-    let extension = extended.last();
-    all.filter(move |kernel| kernel.extension == extension)
+    let fastest = kernels(level).iter().filter(takes).filter(usable).last().map(arithmetic);
+    kernels(level).iter().filter(move |kernel| Some(arithmetic(kernel)) == fastest)
 }
 
 /// The names of all kernels of this architecture, whether this machine can run them or not.
@@ -196,7 +231,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// Changes whenever measurements of an earlier build no longer say anything about the kernels.
-pub const REVISION: u32 = 3;
+pub const REVISION: u32 = 4;
 
 /// Block sizes that [`crate::launch::run`] takes, in keys: even, so that even and odd places mean the same in every
 /// block.

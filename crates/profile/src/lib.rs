@@ -71,7 +71,8 @@ pub use hash::fingerprint;
 pub use machine::Machine;
 pub use merge::merge;
 pub use model::{
-    KernelCost, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, Tiles, preferred_tile, rows_key_block, rows_up_to, tiles,
+    KernelCost, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, Tiles, in_parts_from, preferred_tile, rows_key_block, rows_up_to,
+    tiles,
 };
 pub use nearest::Fit;
 pub use paths::{Found, PROFILE_VARIABLE, default_path, directories, file_name, find, profiles_in, search_path};

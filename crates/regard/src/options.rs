@@ -158,6 +158,7 @@ pub struct Attention<'a> {
     pub(crate) gates: Option<&'a [f32]>,
     pub(crate) native_half: Option<bool>,
     pub(crate) native_int8: bool,
+    pub(crate) f32_on_tiles: bool,
     pub(crate) isa: Option<Isa>,
 }
 
@@ -189,6 +190,7 @@ impl<'a> Attention<'a> {
             gates: None,
             native_half: None,
             native_int8: true,
+            f32_on_tiles: true,
             isa: None,
         }
     }
@@ -358,6 +360,18 @@ impl<'a> Attention<'a> {
     /// attention always is.
     pub fn native_int8(mut self, native: bool) -> Self {
         self.native_int8 = native;
+        self
+    }
+
+    /// Whether f32, and what is widened to it, may be multiplied on tile registers (AMX), where the machine has them and it is faster:
+    /// true if never called. Each number is then the sum of up to three bf16, exactly, and six of the nine products of such parts are
+    /// added in f32; what the others come to is below the rounding error of a product in f32. Rows with NaN or Inf, or with elements of
+    /// q, k or v below `2^-50` that are not zero, are computed by multiply-adds all the same. With `false`, [`Numerics::Portable`], an index of the keys, and for hard and average-hard attention, multiply-adds of f32
+    /// compute everything.
+    ///
+    /// A plan runs problems only that say the same here as the one that it was made for.
+    pub fn f32_on_tiles(mut self, on_tiles: bool) -> Self {
+        self.f32_on_tiles = on_tiles;
         self
     }
 

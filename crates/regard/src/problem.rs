@@ -289,6 +289,13 @@ impl<'a> Problem<'a> {
         }
     }
 
+    /// Whether f32 may be multiplied in parts on tile registers: an index has no bounds for that.
+    pub(crate) fn f32_on_tiles(&self) -> bool {
+        let options = &self.options;
+        let weighted = self.weighting.kind() == Kind::Weighted;
+        options.f32_on_tiles && options.numerics == Numerics::Machine && weighted && self.index.is_none()
+    }
+
     /// Whether rows of K or V lie so far apart that they compete for the same cache sets: every 4096 bytes, as in the
     /// layout `[batch, rows, heads, columns]` with 8 heads of 128 f32. Copying them block by block then pays (0.88
     /// against 0.84 of the peak at 2048 x 2048, d 128, on Zen 5; at 2048 bytes it costs 4 %). It changes no bits.

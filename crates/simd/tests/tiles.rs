@@ -214,6 +214,51 @@ fn sums_of_bytes_are_joined() {
     }
 }
 
+/// What is left of small numbers, and the upper halves of two vectors as pairs.
+struct Halves<'a>(Avx512Amx, &'a [f32; 16], &'a [f32; 16]);
+
+impl Op for Halves<'_> {
+    type Output = ([f32; 16], [u32; 16]);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> Self::Output {
+        let Self(s, low, high) = self;
+        let (mut kept, mut pairs) = ([0.0; 16], [0; 16]);
+        // SAFETY: the arrays have 16 elements.
+        unsafe {
+            let (low, high) = (s.load(low.as_ptr()), s.load(high.as_ptr()));
+            s.store(kept.as_mut_ptr(), s.nan_if_tiny(low));
+            s.store(pairs.as_mut_ptr().cast(), s.pair_upper_halves(low, high));
+        }
+        (kept, pairs)
+    }
+}
+
+#[test]
+fn small_numbers_and_upper_halves() {
+    let Some(s) = token() else { return };
+    let mut random = Random(5);
+    let least = 1.0 / (1_u64 << 50) as f32;
+    let below = f32::from_bits(least.to_bits() - 1);
+    let special =
+        [0.0, -0.0, least, -least, below, -below, 1e-45, -1e-45, 1e-38, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+    for turn in 0..200 {
+        // Any bits.
+        let [mut low, high] = [(); 2].map(|()| [(); 16].map(|()| f32::from_bits(random.bits() as u32)));
+        if turn == 0 {
+            low[..special.len()].copy_from_slice(&special);
+        }
+        let (kept, pairs) = s.vectorize(Halves(s, &low, &high));
+        for i in 0..16 {
+            let (low, high) = (low[i], high[i]);
+            let is_tiny = low != 0.0 && low.abs() < least;
+            let wanted = if is_tiny { f32::NAN } else { low };
+            assert!(kept[i].to_bits() == wanted.to_bits() || kept[i].is_nan() && wanted.is_nan(), "{low:e}");
+            assert_eq!(pairs[i], low.to_bits() >> 16 | high.to_bits() & 0xffff_0000, "{low:e} and {high:e}");
+        }
+    }
+}
+
 /// The registers of a thread are its own.
 #[test]
 fn threads_have_registers_of_their_own() {

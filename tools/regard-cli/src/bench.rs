@@ -58,7 +58,8 @@ Every case runs on one pinned thread unless --threads says otherwise. Rounds of 
 fraction is the median of the ratios of neighbours: peaks are measured right before and right after the work, the bandwidth
 between rounds. `of peak` is against a loop of the arithmetic that the kernel uses: f32 multiply-adds of its level, or dot
 products of bf16, where these are faster or --native-half asks for them, or of 16-bit integers, which is what int8 is
-multiplied as where the core can. `of bandwidth` is the bytes of K and V that a call reads (of
+multiplied as where the core can. f32 that is multiplied in parts on tile registers (AMX) is set against multiply-adds,
+and may exceed them. `of bandwidth` is the bytes of K and V that a call reads (of
 visible keys, scales included) over time, against reading memory in the best of several ways. `of roof` is the time that
 the nearer of the two ceilings allows over the time taken. With more threads the ceilings are what all of them reach at
 once. GFLOP/s count 2 * (d + d_v) for each visible pair. The error is the largest one of sampled rows against f64, for
@@ -177,6 +178,7 @@ impl BenchArgs {
             native_half: self.problem.native_half,
             no_native_half: self.problem.no_native_half,
             no_native_int8: self.problem.no_native_int8,
+            no_f32_on_tiles: self.problem.no_f32_on_tiles,
             isa: problem.isa.or_else(|| self.problem.isa.clone()),
             threads: self.problem.threads,
             no_profile: self.problem.no_profile,
@@ -234,6 +236,7 @@ fn says_nothing(problem: &ProblemArgs) -> bool {
         native_half: _,
         no_native_half: _,
         no_native_int8: _,
+        no_f32_on_tiles: _,
         isa: _,
         threads: _,
         no_profile: _,

@@ -92,6 +92,9 @@ pub(crate) struct ProblemArgs {
     /// Widen int8 to f32, and use no instructions that multiply integers
     #[arg(long, help_heading = "Execution")]
     pub(crate) no_native_int8: bool,
+    /// Multiply f32 in vectors, and not in parts of bf16 on tile registers (AMX)
+    #[arg(long, help_heading = "Execution")]
+    pub(crate) no_f32_on_tiles: bool,
     /// Compute at this instruction-set level: portable, avx2, avx512 or neon [default: REGARD_ISA, or the best here]
     #[arg(long, value_name = "NAME", help_heading = "Execution")]
     pub(crate) isa: Option<String>,
@@ -208,7 +211,7 @@ impl ProblemArgs {
             attention = attention.count(n);
         }
         attention = attention.split(self.split).form(self.form);
-        attention = attention.native_int8(!self.no_native_int8);
+        attention = attention.native_int8(!self.no_native_int8).f32_on_tiles(!self.no_f32_on_tiles);
         if self.native_half || self.no_native_half {
             attention = attention.native_half(self.native_half);
         }

@@ -2,7 +2,7 @@
 
 use rayon::ThreadPool;
 use regard::{Dtype, Execution, Level, Setup, kernel_set};
-use regard_kernels::table::{kernels, rows_kernels};
+use regard_kernels::table::{Kernel, kernels, rows_kernels};
 use regard_profile::{Found, Machine};
 use regard_simd::Extension;
 use regard_tuner::measure::Arithmetic;
@@ -31,9 +31,10 @@ pub(crate) fn detect(no_profile: bool) -> Result<Setup, CliError> {
     Ok(Setup { level, machine, profile })
 }
 
-/// What a kernel needs beyond its level.
+/// What a kernel needs beyond its level to multiply numbers as they are: f32 in parts on tile registers is f32.
 pub(crate) fn extension(level: Level, kernel: &str) -> Option<Extension> {
-    let lanes = kernels(level).iter().map(|kernel| (kernel.name, kernel.extension));
+    let as_they_are = |kernel: &Kernel| kernel.extension.filter(|_| kernel.dtype != Dtype::F32);
+    let lanes = kernels(level).iter().map(|kernel| (kernel.name, as_they_are(kernel)));
     let rows = rows_kernels(level).map(|kernel| (kernel.name, kernel.extension));
     lanes.chain(rows).find(|(name, _)| *name == kernel).and_then(|(_, extension)| extension)
 }

@@ -85,6 +85,22 @@ impl Head<'_> {
         self.order.map_or(row, |order| (order[row] as usize).wrapping_sub(self.first_row))
     }
 
+    /// Some rows of a call whose rows follow each other.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only tile registers need it"))]
+    pub(crate) fn part(&self, rows: Range<usize>) -> Self {
+        debug_assert!(self.order.is_none());
+        let first = rows.start;
+        Self {
+            q: self.q.wrapping_add(first.wrapping_mul(self.q_stride).wrapping_mul(self.q_dtype.bytes())),
+            first_row: self.first_row + first,
+            rows: rows.len(),
+            out: self.out.row(first),
+            lse: if self.lse.is_null() { self.lse } else { self.lse.wrapping_add(first) },
+            partial: self.partial.map(|partial| partial.row(first)),
+            ..self.clone()
+        }
+    }
+
     /// The places of the rows of a sub-tile.
     pub(super) fn places(&self, tile: Subtile) -> Places<'_> {
         Places { first: tile.rows.first - self.first_row, order: self.order, first_row: self.first_row }

@@ -7,6 +7,8 @@ use super::careful::AccumulateSeen;
 use super::load::KeyBlock;
 use super::modify::{Modify, Visibility};
 use super::pairs::PairWeights;
+#[cfg(target_arch = "x86_64")]
+use super::parts::{PartAccumulate, PartAccumulateSeen, PartScores, PartWeights};
 use super::scores::Scores;
 use super::segments::{Segment, Segments};
 use super::streams::Streams;
@@ -48,6 +50,16 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const T
         unsafe { *tile.touched |= WRITTEN };
         if PAIRS {
             self.pair_weights(s, tile, whole);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if Self::PARTS {
+            let all = self.part_products::<S>(tile, keys, (key, part), alpha, fresh);
+            if careful {
+                s.vectorize(PartAccumulateSeen { all, segments: segments.as_slice(), visible });
+            } else {
+                s.vectorize(all);
+            }
+            return;
         }
         #[cfg(target_arch = "x86_64")]
         if TILES {
@@ -216,6 +228,26 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const T
         let lanes = G * S::LANES;
         let full = self.full::<S>(tile, keys);
         #[cfg(target_arch = "x86_64")]
+        if Self::PARTS {
+            // SAFETY: segments lie within the block, and start at a multiple of 32 keys.
+            unsafe {
+                let (scores, max, _, _) = self.block_arrays();
+                s.vectorize(PartScores {
+                    q: tile.queries,
+                    q_dtype: self.head.q_dtype,
+                    k: keys.k.data.add(segment.key * keys.k.stride),
+                    k_dtype: self.head.k.dtype,
+                    scores: scores.add(segment.key * lanes),
+                    max: if take_max { max } else { std::ptr::null_mut() },
+                    lanes,
+                    keys: segment.keys,
+                    words: self.words(),
+                    vectors: Self::vectors::<S>(tile),
+                });
+            }
+            return;
+        }
+        #[cfg(target_arch = "x86_64")]
         if TILES {
             // SAFETY: segments lie within the block.
             unsafe {
@@ -278,6 +310,40 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const T
             let (from, to) = (scores.add(key * lanes), scores.add(key / 2 * lanes));
             let granule = if TILES { Self::GRANULE } else { 2 };
             s.vectorize(PairWeights { from, to, lanes, keys, granule, vectors: Self::vectors::<S>(tile) });
+        }
+    }
+
+    /// The value product of some keys of a block in parts on tile registers.
+    #[cfg(target_arch = "x86_64")]
+    fn part_products<S: Simd>(
+        &self,
+        tile: Subtile,
+        block: KeyBlock,
+        (key, keys): (usize, usize),
+        alpha: *const f32,
+        fresh: bool,
+    ) -> PartAccumulate {
+        let lanes = G * S::LANES;
+        // SAFETY: the layout has room for the arrays.
+        let (scores, _, _, _) = unsafe { self.block_arrays() };
+        PartAccumulate {
+            weights: PartWeights {
+                from: scores,
+                keys: key + keys,
+                to: self.scratch.wrapping_add(self.layout.weights),
+                part: self.layout.weight_part,
+                lanes,
+                vectors: Self::vectors::<S>(tile),
+            },
+            v: block.v.data,
+            v_dtype: self.head.v.dtype,
+            out: tile.outputs,
+            alpha,
+            fresh,
+            lanes,
+            chunks: key / GRAIN..(key + keys).div_ceil(GRAIN),
+            d_v: self.head.d_v,
+            vectors: Self::vectors::<S>(tile),
         }
     }
 

@@ -130,8 +130,27 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const T
                 Dtype::Bf16 => self.unpack::<S, bf16>(s, tile, factor, target),
                 Dtype::Int8 => unreachable!("no output is quantised"),
             };
+            if Self::PARTS {
+                *tile.nan = if nan { self.lanes_of_nan(s, tile) } else { 0 };
+            }
             !nan || *tile.touched & MASKED == 0
         }
+    }
+
+    /// One bit for each lane whose outputs have NaN.
+    #[inline(never)]
+    fn lanes_of_nan<S: Simd>(&self, s: S, tile: Subtile) -> u64 {
+        let lanes = G * S::LANES;
+        let mut bits = 0;
+        for at in (0..lanes).step_by(S::LANES) {
+            let mut nan = s.mask_from_bits(0);
+            for c in 0..self.head.d_v {
+                // SAFETY: outputs have `d_v` rows of `lanes`.
+                nan = s.or(nan, s.is_nan(unsafe { s.load(tile.outputs.add(c * lanes + at)) }));
+            }
+            bits |= s.mask_to_bits(nan) << at;
+        }
+        bits & ((1 << tile.rows.rows) - 1)
     }
 
     /// Turns the outputs of a sub-tile back into rows, times `factor`. Gives whether any is NaN.

@@ -2,7 +2,11 @@
 
 use regard_simd::{Op, Simd};
 
+#[cfg(target_arch = "x86_64")]
+use super::MOST_PARTS;
 use super::pairs::{GatherPairs, Interleave};
+#[cfg(target_arch = "x86_64")]
+use super::parts::{PartKeys, PartValues};
 use super::streams::{LINE, Stream, Streams};
 #[cfg(target_arch = "x86_64")]
 use super::tiles::TileValues;
@@ -47,13 +51,15 @@ const FINITE: u64 = 1;
 const NOT_FINITE: u64 = 2;
 
 /// Whether rows hold neither NaN nor Inf.
-struct AllFinite<const PAIRS: bool> {
+struct AllFinite {
     rows: Rows,
+    /// Whether elements are pairs of bf16.
+    pairs: bool,
     count: usize,
     columns: usize,
 }
 
-impl<const PAIRS: bool> Op for AllFinite<PAIRS> {
+impl Op for AllFinite {
     type Output = bool;
 
     #[inline(always)]
@@ -66,7 +72,7 @@ impl<const PAIRS: bool> Op for AllFinite<PAIRS> {
                 // SAFETY: the rows exist and have the columns (contract of the struct, made by `Lanes`).
                 let x = unsafe { s.load_first(self.rows.data.add(row * self.rows.stride + c), len) };
                 // Zero, but for NaN and Inf.
-                if PAIRS {
+                if self.pairs {
                     zeros = s.mul_add(s.low_bf16(x), s.zero(), zeros);
                     zeros = s.mul_add(s.high_bf16(x), s.zero(), zeros);
                 } else {
@@ -165,7 +171,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const T
                     (false, false) => (keys.len, self.head.d_v),
                 };
                 let rows = if TILES { Rows { stride: S::LANES, ..keys.v } } else { keys.v };
-                let all = s.vectorize(AllFinite::<PAIRS> { rows, count, columns });
+                let all = s.vectorize(AllFinite { rows, pairs: PAIRS || TILES, count, columns });
                 *known = if all { FINITE } else { NOT_FINITE };
             }
             *known == FINITE
@@ -186,6 +192,13 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const T
     /// They exist, and `scratch` has room for them.
     unsafe fn keys<S: Simd>(&self, s: S, place: Place, scratch: *mut f32) -> Rows {
         let (source, columns) = (&self.head.k, self.head.d);
+        #[cfg(target_arch = "x86_64")]
+        if Self::PARTS {
+            let (Place { first, len: rows }, words) = (place, self.words());
+            s.vectorize(PartKeys { source, first, rows, columns, words, to: scratch });
+            // Tiles of 16 keys.
+            return Rows { data: scratch, stride: MOST_PARTS * words, in_place: false };
+        }
         if !PAIRS {
             // SAFETY: the caller's contract.
             return unsafe { self.rows(s, place, source, columns, scratch) };
@@ -209,6 +222,11 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const T
     /// They exist, and `scratch` has room for them.
     unsafe fn values<S: Simd>(&self, s: S, place: Place, scratch: *mut f32) -> Rows {
         let (source, columns) = (&self.head.v, self.head.d_v);
+        #[cfg(target_arch = "x86_64")]
+        if Self::PARTS {
+            s.vectorize(PartValues { source, first: place.first, rows: place.len, columns, to: scratch });
+            return Rows { data: scratch, stride: MOST_PARTS * columns.next_multiple_of(S::LANES), in_place: false };
+        }
         if !PAIRS {
             // SAFETY: the caller's contract.
             return unsafe { self.rows(s, place, source, columns, scratch) };

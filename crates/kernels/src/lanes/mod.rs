@@ -31,6 +31,8 @@ mod load;
 mod modify;
 pub(crate) mod pack;
 mod pairs;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod parts;
 pub(crate) mod prune;
 pub(crate) mod scores;
 pub(crate) mod scratch;
@@ -49,6 +51,8 @@ use self::args::Head;
 use self::load::Place;
 use self::pack::{Pack, Places};
 use self::pairs::PackPairs;
+#[cfg(target_arch = "x86_64")]
+use self::parts::PackParts;
 use self::scratch::Layout;
 use self::segments::Rows;
 pub use self::segments::Segment;
@@ -57,7 +61,7 @@ use crate::tensor::Dtype;
 
 /// One call: `G` vectors of lanes in a sub-tile, `R` keys or columns in a register tile; `R1` where a single vector is
 /// left, which has registers for more. With `PAIRS` the arithmetic is that of [`pairs`], for keys and values of bf16; with `TILES`
-/// too, pairs are multiplied on tile registers.
+/// too, pairs are multiplied on tile registers. With `TILES` alone it is that of [`parts`], for keys and values of any type.
 pub(crate) struct Lanes<
     'a,
     const G: usize,
@@ -78,6 +82,9 @@ const WRITTEN: u64 = 1;
 /// The bit of [`Subtile::touched`] that says that a mask has cut some block.
 const MASKED: u64 = 2;
 
+/// Parts of an f32, in the arithmetic of [`parts`].
+pub(crate) const MOST_PARTS: usize = 3;
+
 /// The arrays of one sub-tile.
 #[derive(Clone, Copy)]
 struct Subtile {
@@ -94,6 +101,8 @@ struct Subtile {
     left: *mut u64,
     /// What has happened to the outputs: [`WRITTEN`], [`MASKED`].
     touched: *mut u64,
+    /// The lanes whose results are NaN, in the arithmetic of [`parts`].
+    nan: *mut u64,
 }
 
 impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const TILES: bool> Op
@@ -169,7 +178,15 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const T
         (false, false) => 2 * R,
     };
 
-    /// Elements of a packed row of queries, and of a row of keys.
+    /// Whether the arithmetic is that of [`parts`].
+    const PARTS: bool = TILES && !PAIRS;
+
+    /// f32 of a packed query.
+    fn query_words(&self) -> usize {
+        if Self::PARTS { MOST_PARTS * self.words() } else { self.words() }
+    }
+
+    /// Elements of a packed row of queries, or of a part of it, and of a row of keys.
     fn words(&self) -> usize {
         match (PAIRS, TILES) {
             // Whole tiles, with zeros past the last column.
@@ -195,7 +212,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const T
         unsafe {
             Subtile {
                 rows: Rows { first: head.first_row + first, rows },
-                queries: self.scratch.add(layout.queries + first * self.words()),
+                queries: self.scratch.add(layout.queries + first * self.query_words()),
                 outputs: self.scratch.add(layout.outputs + first * head.d_v),
                 state: self.scratch.add(layout.state + first * head.weighting.functions.state),
                 gain: self.scratch.add(layout.gain + first),
@@ -204,6 +221,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const T
                 wanted: self.scratch.add(layout.wanted + 2 * t * layout.index_blocks).cast(),
                 left: self.scratch.add(layout.left + 2 * t * layout.index_blocks).cast(),
                 touched: self.scratch.add(layout.touched + 2 * t).cast(),
+                nan: self.scratch.add(layout.nan + 2 * t).cast(),
             }
         }
     }
@@ -253,6 +271,8 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const T
     fn pack<S: Simd>(&self, s: S, tile: Subtile, places: Places<'_>) {
         match self.head.q_dtype {
             _ if PAIRS => self.pack_pairs(s, tile),
+            #[cfg(target_arch = "x86_64")]
+            _ if TILES => self.pack_parts(s, tile),
             Dtype::F32 => self.pack_from::<S, f32>(s, tile, places),
             Dtype::F16 => self.pack_from::<S, f16>(s, tile, places),
             Dtype::Bf16 => self.pack_from::<S, bf16>(s, tile, places),
@@ -269,6 +289,25 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const T
             places,
             rows: tile.rows.rows,
             d: head.d,
+            packed: tile.queries,
+            lanes: G * S::LANES,
+            negate: self.turned(),
+        });
+    }
+
+    /// Packs the parts of the queries of a sub-tile.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn pack_parts<S: Simd>(&self, s: S, tile: Subtile) {
+        let head = self.head;
+        let row_bytes = head.q_stride * head.q_dtype.bytes();
+        s.vectorize(PackParts {
+            q: head.q.wrapping_add((tile.rows.first - head.first_row) * row_bytes),
+            dtype: head.q_dtype,
+            row_bytes,
+            rows: tile.rows.rows,
+            d: head.d,
+            words: self.words(),
             packed: tile.queries,
             lanes: G * S::LANES,
             negate: self.turned(),

@@ -17,10 +17,10 @@ use super::segments::Segment;
 use crate::source::Source;
 
 /// Rows of a tile, f32 or pairs of one, and lanes of a vector.
-const SIDE: usize = 16;
+pub(super) const SIDE: usize = 16;
 
 /// f32 of a tile.
-const TILE: usize = SIDE * SIDE;
+pub(super) const TILE: usize = SIDE * SIDE;
 
 /// Keys, or columns of keys, of the products of one instruction: the order of summation has this grain.
 pub(super) const GRAIN: usize = 2 * SIDE;
@@ -38,26 +38,33 @@ pub(super) fn hold() -> TileRegisters {
 }
 
 /// The token, where a kernel on tiles runs.
-fn token() -> Avx512Amx {
+pub(super) fn token() -> Avx512Amx {
     // SAFETY: kernels on tiles need the extension, which is looked for before one is chosen.
     unsafe { Avx512Amx::assume() }
 }
 
 /// Adds up the products of one left and one right factor, or of two of either.
 #[derive(Clone, Copy)]
-struct Products {
-    s: Avx512Amx,
+pub(super) struct Products {
+    pub(super) s: Avx512Amx,
     /// Whether there are two left factors, and two right ones.
-    two: [bool; 2],
+    pub(super) two: [bool; 2],
 }
 
 impl Products {
+    /// Those of up to 32 keys or columns, of which there are `left`, and as many lanes. Where there are 32 of both, callers name the
+    /// constants once more: code without branches is a tenth faster.
+    #[inline(always)]
+    pub(super) fn of(left: usize, right: usize) -> Self {
+        Self { s: token(), two: [left > SIDE, right > SIDE] }
+    }
+
     /// Sets the sums to zero.
     ///
     /// # Safety
     /// The thread holds the registers.
     #[inline(always)]
-    unsafe fn begin(self) {
+    pub(super) unsafe fn begin(self) {
         use register::SUMS;
         // SAFETY: the caller's contract.
         unsafe {
@@ -95,12 +102,65 @@ impl Products {
         }
     }
 
+    /// Reads the left factors, whose rows are so many bytes apart.
+    ///
+    /// # Safety
+    /// The thread holds the registers, and the factors have 16 rows of 64 bytes.
+    #[inline(always)]
+    pub(super) unsafe fn left(self, from: [*const u8; 2], stride: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            self.s.tile_load::<{ register::LEFT[0] }>(from[0], stride);
+            if self.two[0] {
+                self.s.tile_load::<{ register::LEFT[1] }>(from[1], stride);
+            }
+        }
+    }
+
+    /// Reads the right factors, whose rows are so many bytes apart.
+    ///
+    /// # Safety
+    /// As for [`Products::left`].
+    #[inline(always)]
+    pub(super) unsafe fn right(self, from: [*const f32; 2], stride: usize) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            self.s.tile_load::<{ register::RIGHT[0] }>(from[0].cast(), stride);
+            if self.two[1] {
+                self.s.tile_load::<{ register::RIGHT[1] }>(from[1].cast(), stride);
+            }
+        }
+    }
+
+    /// Adds the products of the factors that were read.
+    ///
+    /// # Safety
+    /// The thread holds the registers.
+    #[inline(always)]
+    pub(super) unsafe fn multiply(self) {
+        use register::{LEFT, RIGHT, SUMS};
+        let Self { s, two: [two_left, two_right] } = self;
+        // SAFETY: the caller's contract.
+        unsafe {
+            s.tile_dot_bf16::<{ SUMS[0][0] }, { LEFT[0] }, { RIGHT[0] }>();
+            if two_right {
+                s.tile_dot_bf16::<{ SUMS[0][1] }, { LEFT[0] }, { RIGHT[1] }>();
+            }
+            if two_left {
+                s.tile_dot_bf16::<{ SUMS[1][0] }, { LEFT[1] }, { RIGHT[0] }>();
+                if two_right {
+                    s.tile_dot_bf16::<{ SUMS[1][1] }, { LEFT[1] }, { RIGHT[1] }>();
+                }
+            }
+        }
+    }
+
     /// Writes the sums: those of the second left factor 16 rows further on, those of the second right one 16 lanes.
     ///
     /// # Safety
     /// The thread holds the registers, and there is room.
     #[inline(always)]
-    unsafe fn store(self, to: *mut f32, lanes: usize) {
+    pub(super) unsafe fn store(self, to: *mut f32, lanes: usize) {
         use register::SUMS;
         let Self { s, two: [two_left, two_right] } = self;
         let stride = lanes * size_of::<f32>();
@@ -151,27 +211,36 @@ impl Op for TileScores {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         for key in (0..self.keys).step_by(2 * SIDE) {
-            let keys = self.keys - key;
-            let products = Products { s: token(), two: [keys > SIDE, self.vectors == 2] };
-            let scores = self.scores.wrapping_add(key * self.lanes);
-            // SAFETY: the keys exist, and there is room for the scores of whole tiles. The kernel holds the registers.
-            unsafe {
-                products.begin();
-                if keys >= 2 * SIDE {
-                    self.whole(products, key);
-                } else {
-                    self.part(products, key, keys);
-                }
-                products.store(scores, self.lanes);
-            }
-            if !self.max.is_null() {
-                self.take_max(scores, keys.min(2 * SIDE));
+            match Products::of(self.keys - key, self.vectors * SIDE) {
+                Products { s, two: [true, true] } => self.pair(Products { s, two: [true; 2] }, key),
+                products => self.pair(products, key),
             }
         }
     }
 }
 
 impl TileScores {
+    /// Up to 32 keys from `key` on.
+    #[inline(always)]
+    fn pair(&self, products: Products, key: usize) {
+        let keys = self.keys - key;
+        let scores = self.scores.wrapping_add(key * self.lanes);
+        // SAFETY: the keys exist, there is room for the scores of whole tiles, and a maximum for each lane. The kernel holds the
+        // registers.
+        unsafe {
+            products.begin();
+            if keys >= 2 * SIDE {
+                self.whole(products, key);
+            } else {
+                self.part(products, key, keys);
+            }
+            products.store(scores, self.lanes);
+            if !self.max.is_null() {
+                take_max(scores, keys.min(2 * SIDE), self.max, self.lanes, self.vectors);
+            }
+        }
+    }
+
     /// Queries from pair `word` on.
     #[inline(always)]
     fn right(&self, word: usize) -> [*const f32; 2] {
@@ -214,25 +283,28 @@ impl TileScores {
             unsafe { products.add(left, 4 * SIDE, self.right(word), self.lanes * size_of::<f32>()) };
         }
     }
+}
 
-    /// Takes the scores of some keys into the maximum.
-    #[inline(always)]
-    fn take_max(&self, scores: *const f32, keys: usize) {
-        let s = token();
-        for at in (0..self.vectors * SIDE).step_by(SIDE) {
-            // As many maxima as hide the latency of their chains.
-            // SAFETY: there is a row of scores for each key, and a maximum for each lane.
-            unsafe {
-                let mut max = [s.load(self.max.add(at)); 4];
-                for key in (0..keys).step_by(4) {
-                    for i in 0..4 {
-                        if key + i < keys {
-                            max[i] = s.max(s.load(scores.add((key + i) * self.lanes + at)), max[i]);
-                        }
+/// Takes the scores of some keys, `[key][lanes]`, into the maximum of each lane.
+///
+/// # Safety
+/// They are there, for so many vectors of lanes.
+#[inline(always)]
+pub(super) unsafe fn take_max(scores: *const f32, keys: usize, max: *mut f32, lanes: usize, vectors: usize) {
+    let s = token();
+    for at in (0..vectors * SIDE).step_by(SIDE) {
+        // As many maxima as hide the latency of their chains.
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mut maxima = [s.load(max.add(at)); 4];
+            for key in (0..keys).step_by(4) {
+                for i in 0..4 {
+                    if key + i < keys {
+                        maxima[i] = s.max(s.load(scores.add((key + i) * lanes + at)), maxima[i]);
                     }
                 }
-                s.store(self.max.add(at), s.max(s.max(max[0], max[1]), s.max(max[2], max[3])));
             }
+            s.store(max.add(at), s.max(s.max(maxima[0], maxima[1]), s.max(maxima[2], maxima[3])));
         }
     }
 }
@@ -332,30 +404,36 @@ impl Op for TileAccumulate {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let s = token();
-        let tiles = self.d_v.div_ceil(SIDE);
-        let mut sums = [Square::ZERO, Square::ZERO, Square::ZERO, Square::ZERO];
-        let sums = sums.as_mut_ptr().cast::<f32>();
-        for tile in (0..tiles).step_by(2) {
-            let products = Products { s, two: [tile + 1 < tiles, self.vectors == 2] };
-            // SAFETY: the chunks are of the block, and the sums of 32 columns and 32 lanes have room. The kernel holds the registers.
-            unsafe {
-                products.begin();
-                for chunk in self.chunks.clone() {
-                    let v = self.v.add(value_tile(chunk, tile, self.d_v));
-                    let weights = self.weights.add(chunk * SIDE * self.lanes);
-                    let left = [v.cast(), v.wrapping_add(TILE).cast()];
-                    let right = [weights, weights.wrapping_add(SIDE)];
-                    products.add(left, 4 * SIDE, right, self.lanes * size_of::<f32>());
-                }
-                products.store(sums, 2 * SIDE);
+        for column in (0..self.d_v).step_by(2 * SIDE) {
+            match Products::of(self.d_v - column, self.vectors * SIDE) {
+                Products { s, two: [true, true] } => self.columns(Products { s, two: [true; 2] }, column),
+                products => self.columns(products, column),
             }
-            self.add(sums, tile * SIDE);
         }
     }
 }
 
 impl TileAccumulate {
+    /// Up to 32 columns from `column` on.
+    #[inline(always)]
+    fn columns(&self, products: Products, column: usize) {
+        let mut sums = [Square::ZERO, Square::ZERO, Square::ZERO, Square::ZERO];
+        let sums = sums.as_mut_ptr().cast::<f32>();
+        // SAFETY: the chunks are of the block, and the sums of 32 columns and 32 lanes have room. The kernel holds the registers.
+        unsafe {
+            products.begin();
+            for chunk in self.chunks.clone() {
+                let v = self.v.add(value_tile(chunk, column / SIDE, self.d_v));
+                let weights = self.weights.add(chunk * SIDE * self.lanes);
+                let left = [v.cast(), v.wrapping_add(TILE).cast()];
+                let right = [weights, weights.wrapping_add(SIDE)];
+                products.add(left, 4 * SIDE, right, self.lanes * size_of::<f32>());
+            }
+            products.store(sums, 2 * SIDE);
+        }
+        self.add(sums, column);
+    }
+
     /// Adds the sums of up to 32 columns from `column` on, `[column][32 lanes]`, to the outputs times alpha.
     #[inline(always)]
     fn add(&self, sums: *const f32, column: usize) {

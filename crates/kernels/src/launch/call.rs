@@ -115,6 +115,8 @@ pub struct Choice {
     pub level: Level,
     /// The lanes kernel, one of [`crate::table::kernels`] of that level.
     pub kernel: &'static Kernel,
+    /// Another one for sequences of few queries.
+    pub few: Option<Few>,
     /// Keys of a block of the lanes kernel; even, and the one choice of its that alters the order of summation.
     pub key_block: usize,
     /// Query rows of a task of the lanes kernel.
@@ -126,6 +128,15 @@ pub struct Choice {
     pub rows: [RowsChoice; 2],
     /// How the keys of a sequence are split into spans.
     pub split: Split,
+}
+
+/// The lanes kernel of sequences of few queries.
+#[derive(Clone, Copy, Debug)]
+pub struct Few {
+    /// One of [`crate::table::kernels`] of the level, of as many rows of a register tile as the other one.
+    pub kernel: &'static Kernel,
+    /// Sequences that have fewer queries are its.
+    pub below: usize,
 }
 
 /// A rows kernel, and how it is used.
@@ -152,6 +163,14 @@ impl Choice {
     /// The rows kernel that computes such a sequence, if one does.
     pub fn rows_for(&self, group: usize, queries: usize) -> Option<&RowsChoice> {
         self.which_rows(group, queries).map(|which| &self.rows[which])
+    }
+
+    /// The lanes kernel that computes a sequence with this many queries, if no rows kernel does. It depends on nothing else.
+    pub fn lanes_for(&self, queries: usize) -> &'static Kernel {
+        match self.few {
+            Some(few) if queries < few.below => few.kernel,
+            _ => self.kernel,
+        }
     }
 
     /// Keys of a block of such a sequence.

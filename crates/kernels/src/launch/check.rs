@@ -1,6 +1,6 @@
 //! What pointers rely on beyond the bounds that views prove.
 
-use super::call::{Call, Choice, Outputs, RowsChoice, Temperatures};
+use super::call::{Call, Choice, Few, Outputs, RowsChoice, Temperatures};
 use super::{longest_keys, longest_queries};
 use crate::table::{KEY_BLOCKS, kernels, rows_kernels};
 use crate::tensor::{Dtype, Tensor};
@@ -103,6 +103,12 @@ fn check_choice(call: &Call<'_>, choice: &Choice) {
     assert!(choice.query_block > 0, "query block");
     let pairs = choice.kernel.dtype == Dtype::Bf16;
     assert!(!pairs || call.k.dtype() == Dtype::Bf16, "a kernel of bf16 for keys of {}", call.k.dtype());
+    if let Some(Few { kernel, .. }) = choice.few {
+        let known = kernels(choice.level).iter().any(|other| std::ptr::eq(kernel, other));
+        let fits =
+            kernel.dtype == choice.kernel.dtype && kernel.tile.rows == choice.kernel.tile.rows && kernel.parts() == 0;
+        assert!(known && fits, "a kernel of another level, or another arithmetic, for few queries");
+    }
     for RowsChoice { kernel, key_block, .. } in choice.rows {
         let known = rows_kernels(choice.level).any(|other| std::ptr::eq(kernel, other));
         assert!(known && kernel.dtype == call.k.dtype(), "rows kernel of another level or element type");

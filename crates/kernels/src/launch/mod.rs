@@ -17,7 +17,7 @@ mod units;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-pub use self::call::{Call, Choice, Executor, Outputs, PageTables, RowsChoice, Sequence, Split, Temperatures};
+pub use self::call::{Call, Choice, Executor, Few, Outputs, PageTables, RowsChoice, Sequence, Split, Temperatures};
 pub(crate) use self::check::check_inputs;
 pub use self::partial::{conclude, endings, merge};
 use self::prune::Pruning;
@@ -109,6 +109,7 @@ impl Memory {
             d_v,
             state,
             copy: choice.copy || call.k.dtype() != Dtype::F32 || call.pages.is_some(),
+            parts: choice.kernel.parts(),
             index_blocks,
         });
         let rows_layouts = [0, 1].map(|which| {

@@ -13,7 +13,6 @@ use crate::lanes::prune::{Prune, Survey};
 use crate::mask::Band;
 use crate::rows;
 use crate::rows::args::{MOST_ROWS, QueryRow};
-use crate::tensor::Dtype;
 use crate::weighting::Kind;
 
 /// Rows of a head that are asked what they want before the index is used at all.
@@ -52,7 +51,7 @@ pub fn ignores_index(call: &Call<'_>, choice: &Choice) -> Option<&'static str> {
 fn has_bounds(call: &Call<'_>, choice: &Choice, queries: usize) -> bool {
     match choice.rows_for(group(call), queries) {
         Some(rows) => rows.kernel.extension.is_none(),
-        None => choice.kernel.dtype == Dtype::F32,
+        None => choice.kernel.extension.is_none(),
     }
 }
 

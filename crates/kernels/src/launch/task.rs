@@ -163,7 +163,8 @@ impl Launch<'_> {
         // the bounds of every row, and rows and scratch are this thread's alone; surveys are made before units.
         unsafe {
             (arguments.prune, arguments.order) = self.pruned(unit.sequence, head, first, rows);
-            self.choice.kernel.run(&arguments, scratch, self.memory.lanes);
+            let queries = self.call.sequences[unit.sequence].queries;
+            self.choice.lanes_for(queries).run(&arguments, scratch, self.memory.lanes);
         }
     }
 

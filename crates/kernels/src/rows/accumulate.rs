@@ -42,8 +42,10 @@ pub(crate) struct AccumulateArgs<E> {
     /// Elements from a key to what is prefetched with it; 0 asks for the key itself, which does no harm.
     pub(super) ahead: usize,
     /// Room for the values of the block as the form multiplies them, if groups share them; null if not.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only tile registers need it"))]
     pub(super) kept: *mut f32,
     /// Whether this is the first group that multiplies the run, which keeps them, and not one that finds them there.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only tile registers need it"))]
     pub(super) keeps: bool,
 }
 

@@ -1,10 +1,12 @@
 //! Kernels and blocks: from the profile, or from the model.
 
-use regard_kernels::launch::{Choice, RowsChoice};
+use regard_kernels::launch::{Choice, Few, RowsChoice};
 use regard_kernels::table::{KEY_BLOCKS, Kernel, RowsKernel, lanes_kernels, rows_kernels_for};
+use regard_kernels::tensor::Dtype;
 use regard_kernels::{Prefetch, Reading};
 use regard_profile::{
-    Caches, ClassRef, Config, ROWS_KEY_STEP, TileQuery, preferred_tile, prefetch, rows_key_block, rows_up_to, tiles,
+    Caches, ClassRef, Config, ROWS_KEY_STEP, TileQuery, in_parts_from, preferred_tile, prefetch, rows_key_block,
+    rows_up_to, tiles,
 };
 use regard_simd::{Extension, Level};
 
@@ -34,7 +36,11 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
         (Native::WherePays, Extension::Bf16) => setup.machine.bf16_pairs_pay(),
         _ => true,
     };
-    let of_lanes_kernels = || lanes_kernels(level, problem.kv_dtype(), &may);
+    let may_be_lanes = |kernel: &Kernel| match (kernel.dtype, kernel.extension) {
+        (Dtype::F32, Some(_)) => problem.f32_on_tiles() && setup.machine.tiles_pay(),
+        (_, extension) => extension.is_none_or(may),
+    };
+    let of_lanes_kernels = || lanes_kernels(level, problem.kv_dtype(), &may_be_lanes);
     let named = |name: &str| of_lanes_kernels().find(|kernel| kernel.name == name);
     let entry_where = |can: &dyn Fn(&Config) -> bool| {
         let profile = profile?;
@@ -71,9 +77,23 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
             }
         }
     };
+    // Few queries are multiplied in vectors, in the same blocks of keys.
+    let in_vectors = || lanes_kernels(level, problem.kv_dtype(), &|_| false);
+    let few = (kernel.dtype == Dtype::F32 && kernel.extension.is_some()).then(|| Few {
+        kernel: in_vectors().find(|other| other.tile.rows == kernel.tile.rows).expect("every level has kernels"),
+        below: in_parts_from(problem.kv_dtype().name()),
+    });
+    let (kernel, query_block, few) = match few {
+        Some(few) if problem.shape.queries < few.below => {
+            let kernel = default_kernel(in_vectors(), &setup.machine.caches, problem.shape.queries);
+            (kernel, tiles(&setup.machine.caches, tile_query(kernel, &problem.shape)).query_block, None)
+        }
+        few => (kernel, query_block, few),
+    };
     let choice = Choice {
         level,
         kernel,
+        few,
         key_block,
         query_block: shared_out(problem, query_block, kernel.tile.rows),
         copy: problem.has_hostile_strides(),

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use regard_kernels::Reading;
-use regard_kernels::launch::RowsChoice;
+use regard_kernels::launch::{Few, RowsChoice};
 use regard_kernels::table::rows_kernels_for;
 use regard_kernels::tensor::Dtype;
 use regard_profile::Class;
@@ -49,9 +49,17 @@ impl Explanation<'_> {
             "kernel       {}: {} query rows in {} vectors of lanes, {} keys or value columns per register tile",
             choice.kernel.name, tile.rows, tile.vectors, tile.keys
         )?;
+        if let Some(Few { kernel, below }) = choice.few {
+            writeln!(f, "few          {}, for sequences of fewer than {below} queries", kernel.name)?;
+        }
         writeln!(f, "key block    {} keys (decides the order of summation)", choice.key_block)?;
         writeln!(f, "query block  {} rows", choice.query_block)?;
-        if choice.copy {
+        if choice.kernel.dtype == Dtype::F32 && choice.kernel.extension.is_some() {
+            writeln!(
+                f,
+                "split        K and V block by block, into parts of bf16, whose products on tile registers add up to f32"
+            )?;
+        } else if choice.copy {
             writeln!(f, "copy         K and V block by block: their rows are a multiple of 4096 bytes apart")?;
         } else if key.kv_dtype != Dtype::F32 && choice.kernel.dtype == Dtype::F32 {
             writeln!(f, "copy         K and V block by block, widened to f32")?;

@@ -27,6 +27,7 @@ pub(super) struct Key {
     pub(super) kv_dtype: Dtype,
     /// What is asked for, and not what it comes to: a problem does not know the machine.
     pub(super) native: Native,
+    pub(super) f32_on_tiles: bool,
     pub(super) storage: Storage,
     pub(super) mixed: bool,
     pub(super) isa: Isa,
@@ -59,6 +60,7 @@ impl Key {
             q_dtype: problem.q_dtype(),
             kv_dtype: problem.kv_dtype(),
             native: problem.native(),
+            f32_on_tiles: problem.f32_on_tiles(),
             storage: problem.storage,
             mixed: problem.mixed,
             isa,
@@ -145,6 +147,9 @@ impl fmt::Display for Key {
             Native::Never if pairs || *kv_dtype == Dtype::Int8 => f.write_str(", widened")?,
             Native::Always if pairs => f.write_str(", natively multiplied")?,
             _ => {}
+        }
+        if !self.f32_on_tiles && self.kind == Kind::Weighted && *numerics == Numerics::Machine && !*indexed {
+            f.write_str(", f32 not on tiles")?;
         }
         if *indexed {
             f.write_str(", indexed")?;

@@ -164,7 +164,7 @@ impl Plan {
 
     /// The name of the kernel that computes a sequence with this many queries in the quadratic form.
     pub fn kernel_for(&self, queries: usize) -> &'static str {
-        self.rows_for(queries).map_or(self.choice.kernel.name, |rows| rows.kernel.name)
+        self.rows_for(queries).map_or_else(|| self.choice.lanes_for(queries).name, |rows| rows.kernel.name)
     }
 
     /// The rows kernel that computes a sequence with this many queries, if one does.

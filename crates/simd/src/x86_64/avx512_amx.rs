@@ -137,6 +137,36 @@ impl Avx512Amx {
         unsafe { inner(rows) }
     }
 
+    /// The upper halves of both, as pairs: that of `low` in the low half of each lane, that of `high` in the high half.
+    #[inline(always)]
+    pub fn pair_upper_halves(self, low: __m512, high: __m512) -> __m512 {
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw")]
+        fn inner(low: __m512, high: __m512) -> __m512 {
+            let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(low));
+            _mm512_castsi512_ps(_mm512_mask_blend_epi16(0xaaaa_aaaa, low, _mm512_castps_si512(high)))
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { inner(low, high) }
+    }
+
+    /// NaN in place of what is not zero and below `2^-50` in magnitude.
+    #[inline(always)]
+    pub fn nan_if_tiny(self, x: __m512) -> __m512 {
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        fn inner(x: __m512) -> __m512 {
+            // Without its sign, less one: zero is the largest of all.
+            let bits = _mm512_castps_si512(x);
+            let order = _mm512_sub_epi32(_mm512_add_epi32(bits, bits), _mm512_set1_epi32(1));
+            const LEAST: i32 = (127 - 50) << 24;
+            let tiny = _mm512_cmplt_epu32_mask(order, _mm512_set1_epi32(LEAST - 1));
+            _mm512_mask_mov_ps(x, tiny, _mm512_set1_ps(f32::NAN))
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { inner(x) }
+    }
+
     /// Rounds each lane to the nearest integer `n`, ties to even, and writes it in two signed bytes, `n = 256 * high + low`.
     /// For magnitudes up to 32639; NaN becomes zero.
     ///

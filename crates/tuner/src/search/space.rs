@@ -5,8 +5,8 @@ use regard_kernels::table::{KEY_BLOCKS, Kernel, QUERY_BLOCKS, RowsKernel, kernel
 use regard_kernels::tensor::Dtype;
 use regard_kernels::{Prefetch, Reading};
 use regard_profile::{
-    Caches, Class, Config, KernelCost, Machine, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, Tiles, TunedReading,
-    preferred_tile, prefetch, rows_key_block, rows_up_to, tiles,
+    Caches, Class, Config, Family, KernelCost, Machine, ROWS_KEY_STEP, ROWS_UP_TO, TileQuery, Tiles, TunedReading,
+    in_parts_from, preferred_tile, prefetch, rows_key_block, rows_up_to, tiles,
 };
 use regard_simd::{Extension, Level};
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,7 @@ impl Candidate {
         Choice {
             level: kernels.level,
             kernel: lanes.unwrap_or(first),
+            few: None,
             key_block,
             query_block,
             copy: false,
@@ -104,6 +105,8 @@ pub(super) struct Kernels {
     native: bool,
     /// Whether those on tile registers.
     tiles: bool,
+    /// Whether f32 are multiplied in parts on such: where values are summed and not chosen, for so many queries.
+    in_parts: bool,
     /// Rows of a head of keys: all queries of all heads that share it.
     rows: usize,
     /// How they ask for memory.
@@ -116,14 +119,19 @@ impl Kernels {
         let rows = anchor.group * anchor.queries;
         let native = dtype != Dtype::Bf16 || machine.bf16_pairs_pay();
         let tiles = machine.tiles_pay();
-        let kernels = Self { level, dtype, native, tiles, rows, prefetch: prefetch(machine, dtype.name(), false) };
+        let in_parts = anchor.family != Family::Selection && anchor.queries >= in_parts_from(dtype.name());
+        let kernels =
+            Self { level, dtype, native, tiles, in_parts, rows, prefetch: prefetch(machine, dtype.name(), false) };
         let in_tiles = kernels.rows().extension == Some(Extension::Amx);
         Self { prefetch: prefetch(machine, dtype.name(), in_tiles), ..kernels }
     }
 
     /// The lanes kernels, the one to use when nothing was measured first.
     pub(super) fn lanes(self) -> impl Iterator<Item = &'static Kernel> + Clone {
-        lanes_kernels(self.level, self.dtype, &|extension| self.may(extension))
+        lanes_kernels(self.level, self.dtype, &|kernel| match (kernel.dtype, kernel.extension) {
+            (Dtype::F32, Some(_)) => self.tiles && self.in_parts,
+            (_, extension) => extension.is_none_or(|extension| self.may(extension)),
+        })
     }
 
     /// The rows kernel.

@@ -37,6 +37,7 @@ pub(super) fn to_json(problem: &ProblemArgs, packed: bool) -> Map<String, Value>
         ("native_half", problem.native_half.then_some(Value::Bool(true))),
         ("no_native_half", problem.no_native_half.then_some(Value::Bool(true))),
         ("no_native_int8", problem.no_native_int8.then_some(Value::Bool(true))),
+        ("no_f32_on_tiles", problem.no_f32_on_tiles.then_some(Value::Bool(true))),
     ];
     let numbers = numbers.map(|(name, number)| (name, number.map(Value::from)));
     for (name, value) in numbers.into_iter().chain(given) {

@@ -186,7 +186,7 @@ mod tests {
     fn a_profile_with_another_kernel_is_timed_too() {
         let setup = detect(true).unwrap();
         let canary = FmaProbe::new(setup.level);
-        let options = "--heads 8 --queries 64 --keys 96 --head-dim 16";
+        let options = "--heads 8 --queries 64 --keys 96 --head-dim 16 --no-f32-on-tiles";
         let case = parse(options).unwrap();
         let plan = Entrant::new(&Shared::new(&case).unwrap(), &case, &setup).unwrap().plan;
         let other = |kernel: &&regard_kernels::table::Kernel| {

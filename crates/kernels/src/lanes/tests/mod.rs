@@ -147,6 +147,7 @@ fn run_tile<S: Simd, const G: usize, const R: usize, const R1: usize, const PAIR
         d_v: head.d_v,
         state: head.weighting.functions.state,
         copy: true,
+        parts: 0,
         index_blocks: 0,
     });
     let mut memory = vec![f32::NAN; layout.len + 16];
