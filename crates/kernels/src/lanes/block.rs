@@ -7,13 +7,13 @@ use super::careful::AccumulateSeen;
 use super::load::KeyBlock;
 use super::modify::{Modify, Visibility};
 use super::pairs::PairWeights;
-#[cfg(target_arch = "x86_64")]
-use super::parts::{PartAccumulate, PartAccumulateSeen, PartScores, PartWeights};
 use super::scores::Scores;
 use super::segments::{Segment, Segments};
 use super::streams::Streams;
 #[cfg(target_arch = "x86_64")]
-use super::tiles::{GRAIN, TileAccumulate, TileAccumulateSeen, TileScores};
+use super::tiles::{
+    GRAIN, PartAccumulate, PartAccumulateSeen, PartScores, PartWeights, TileAccumulate, TileAccumulateSeen, TileScores,
+};
 use super::{Lanes, MASKED, Subtile, WRITTEN};
 use crate::weighting::{Block, Step};
 

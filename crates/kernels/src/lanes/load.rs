@@ -5,11 +5,9 @@ use regard_simd::{Op, Simd};
 #[cfg(target_arch = "x86_64")]
 use super::MOST_PARTS;
 use super::pairs::{GatherPairs, Interleave};
-#[cfg(target_arch = "x86_64")]
-use super::parts::{PartKeys, PartValues};
 use super::streams::{LINE, Stream, Streams};
 #[cfg(target_arch = "x86_64")]
-use super::tiles::TileValues;
+use super::tiles::{PartKeys, PartValues, TileValues};
 use super::{Lanes, Subtile};
 use crate::source::{Source, Widen};
 use crate::tensor::Dtype;

@@ -31,8 +31,6 @@ mod load;
 mod modify;
 pub(crate) mod pack;
 mod pairs;
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod parts;
 pub(crate) mod prune;
 pub(crate) mod scores;
 pub(crate) mod scratch;
@@ -51,17 +49,17 @@ use self::args::Head;
 use self::load::Place;
 use self::pack::{Pack, Places};
 use self::pairs::PackPairs;
-#[cfg(target_arch = "x86_64")]
-use self::parts::PackParts;
 use self::scratch::Layout;
 use self::segments::Rows;
 pub use self::segments::Segment;
 use self::select_first::BestFirst;
+#[cfg(target_arch = "x86_64")]
+use self::tiles::PackParts;
 use crate::tensor::Dtype;
 
 /// One call: `G` vectors of lanes in a sub-tile, `R` keys or columns in a register tile; `R1` where a single vector is
 /// left, which has registers for more. With `PAIRS` the arithmetic is that of [`pairs`], for keys and values of bf16; with `TILES`
-/// too, pairs are multiplied on tile registers. With `TILES` alone it is that of [`parts`], for keys and values of any type.
+/// too, pairs are multiplied on tile registers. With `TILES` alone it is that of [`tiles::parts`], for keys and values of any type.
 pub(crate) struct Lanes<
     'a,
     const G: usize,
@@ -82,7 +80,7 @@ const WRITTEN: u64 = 1;
 /// The bit of [`Subtile::touched`] that says that a mask has cut some block.
 const MASKED: u64 = 2;
 
-/// Parts of an f32, in the arithmetic of [`parts`].
+/// Parts of an f32, in the arithmetic of [`tiles::parts`].
 pub(crate) const MOST_PARTS: usize = 3;
 
 /// The arrays of one sub-tile.
@@ -101,7 +99,7 @@ struct Subtile {
     left: *mut u64,
     /// What has happened to the outputs: [`WRITTEN`], [`MASKED`].
     touched: *mut u64,
-    /// The lanes whose results are NaN, in the arithmetic of [`parts`].
+    /// The lanes whose results are NaN, in the arithmetic of [`tiles::parts`].
     nan: *mut u64,
 }
 
@@ -178,7 +176,7 @@ impl<const G: usize, const R: usize, const R1: usize, const PAIRS: bool, const T
         (false, false) => 2 * R,
     };
 
-    /// Whether the arithmetic is that of [`parts`].
+    /// Whether the arithmetic is that of [`tiles::parts`].
     const PARTS: bool = TILES && !PAIRS;
 
     /// f32 of a packed query.

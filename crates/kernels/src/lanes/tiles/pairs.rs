@@ -1,208 +1,44 @@
-//! Both products on tile registers, for pairs of bf16.
+//! Both products for pairs of bf16.
 //!
 //! | | left factor | right factor | sum |
 //! |---|---|---|---|
 //! | scores | 16 keys, 32 columns of each, as they lie in memory | as many columns of 16 queries, in pairs | `[key][lane]` |
 //! | values | 16 columns of 32 keys, in pairs | the weights of 16 queries, in pairs of keys | `[column][lane]` |
 //!
-//! Queries and weights in [pairs](super::pairs) are right factors as they are, and sums lie as weightings and outputs want them. Only
-//! values are laid out anew, once for all sub-tiles. Two left and two right factors at a time: each is read once for two products.
+//! Queries and weights in [pairs](super::super::pairs) are right factors as they are, and sums lie as weightings and outputs want them. Only
+//! values are laid out anew, once for all sub-tiles.
 
 use std::ops::Range;
 
-use regard_simd::{Avx512Amx, Op, Simd, TileRegisters, TileShapes, bf16};
+use regard_simd::{Avx512Amx, Op, Simd, bf16};
 
-use super::pack::Square;
-use super::segments::Segment;
+use super::{GRAIN, Products, SIDE, TILE, take_max, token};
+use crate::lanes::pack::Square;
+use crate::lanes::segments::Segment;
 use crate::source::Source;
 
-/// Rows of a tile, f32 or pairs of one, and lanes of a vector.
-pub(super) const SIDE: usize = 16;
-
-/// f32 of a tile.
-pub(super) const TILE: usize = SIDE * SIDE;
-
-/// Keys, or columns of keys, of the products of one instruction: the order of summation has this grain.
-pub(super) const GRAIN: usize = 2 * SIDE;
-
-/// What is held by which register: a sum for each left and each right factor.
-mod register {
-    pub(super) const SUMS: [[usize; 2]; 2] = [[0, 1], [2, 3]];
-    pub(super) const LEFT: [usize; 2] = [4, 5];
-    pub(super) const RIGHT: [usize; 2] = [6, 7];
-}
-
-/// The registers, as long as a call lasts.
-pub(super) fn hold() -> TileRegisters {
-    token().tiles(&TileShapes([(SIDE as u8, 64); TileShapes::REGISTERS]))
-}
-
-/// The token, where a kernel on tiles runs.
-pub(super) fn token() -> Avx512Amx {
-    // SAFETY: kernels on tiles need the extension, which is looked for before one is chosen.
-    unsafe { Avx512Amx::assume() }
-}
-
-/// Adds up the products of one left and one right factor, or of two of either.
-#[derive(Clone, Copy)]
-pub(super) struct Products {
-    pub(super) s: Avx512Amx,
-    /// Whether there are two left factors, and two right ones.
-    pub(super) two: [bool; 2],
-}
-
-impl Products {
-    /// Those of up to 32 keys or columns, of which there are `left`, and as many lanes. Where there are 32 of both, callers name the
-    /// constants once more: code without branches is a tenth faster.
-    #[inline(always)]
-    pub(super) fn of(left: usize, right: usize) -> Self {
-        Self { s: token(), two: [left > SIDE, right > SIDE] }
-    }
-
-    /// Sets the sums to zero.
-    ///
-    /// # Safety
-    /// The thread holds the registers.
-    #[inline(always)]
-    pub(super) unsafe fn begin(self) {
-        use register::SUMS;
-        // SAFETY: the caller's contract.
-        unsafe {
-            self.s.tile_zero::<{ SUMS[0][0] }>();
-            self.s.tile_zero::<{ SUMS[0][1] }>();
-            self.s.tile_zero::<{ SUMS[1][0] }>();
-            self.s.tile_zero::<{ SUMS[1][1] }>();
-        }
-    }
-
-    /// Adds the products of factors whose rows are so many bytes apart.
-    ///
-    /// # Safety
-    /// The thread holds the registers, and the factors have 16 rows of 64 bytes.
-    #[inline(always)]
-    unsafe fn add(self, left: [*const u8; 2], left_stride: usize, right: [*const f32; 2], right_stride: usize) {
-        use register::{LEFT, RIGHT, SUMS};
-        let Self { s, two: [two_left, two_right] } = self;
-        // SAFETY: the caller's contract.
-        unsafe {
-            s.tile_load::<{ RIGHT[0] }>(right[0].cast(), right_stride);
-            s.tile_load::<{ LEFT[0] }>(left[0], left_stride);
-            s.tile_dot_bf16::<{ SUMS[0][0] }, { LEFT[0] }, { RIGHT[0] }>();
-            if two_right {
-                s.tile_load::<{ RIGHT[1] }>(right[1].cast(), right_stride);
-                s.tile_dot_bf16::<{ SUMS[0][1] }, { LEFT[0] }, { RIGHT[1] }>();
-            }
-            if two_left {
-                s.tile_load::<{ LEFT[1] }>(left[1], left_stride);
-                s.tile_dot_bf16::<{ SUMS[1][0] }, { LEFT[1] }, { RIGHT[0] }>();
-                if two_right {
-                    s.tile_dot_bf16::<{ SUMS[1][1] }, { LEFT[1] }, { RIGHT[1] }>();
-                }
-            }
-        }
-    }
-
-    /// Reads the left factors, whose rows are so many bytes apart.
-    ///
-    /// # Safety
-    /// The thread holds the registers, and the factors have 16 rows of 64 bytes.
-    #[inline(always)]
-    pub(super) unsafe fn left(self, from: [*const u8; 2], stride: usize) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            self.s.tile_load::<{ register::LEFT[0] }>(from[0], stride);
-            if self.two[0] {
-                self.s.tile_load::<{ register::LEFT[1] }>(from[1], stride);
-            }
-        }
-    }
-
-    /// Reads the right factors, whose rows are so many bytes apart.
-    ///
-    /// # Safety
-    /// As for [`Products::left`].
-    #[inline(always)]
-    pub(super) unsafe fn right(self, from: [*const f32; 2], stride: usize) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            self.s.tile_load::<{ register::RIGHT[0] }>(from[0].cast(), stride);
-            if self.two[1] {
-                self.s.tile_load::<{ register::RIGHT[1] }>(from[1].cast(), stride);
-            }
-        }
-    }
-
-    /// Adds the products of the factors that were read.
-    ///
-    /// # Safety
-    /// The thread holds the registers.
-    #[inline(always)]
-    pub(super) unsafe fn multiply(self) {
-        use register::{LEFT, RIGHT, SUMS};
-        let Self { s, two: [two_left, two_right] } = self;
-        // SAFETY: the caller's contract.
-        unsafe {
-            s.tile_dot_bf16::<{ SUMS[0][0] }, { LEFT[0] }, { RIGHT[0] }>();
-            if two_right {
-                s.tile_dot_bf16::<{ SUMS[0][1] }, { LEFT[0] }, { RIGHT[1] }>();
-            }
-            if two_left {
-                s.tile_dot_bf16::<{ SUMS[1][0] }, { LEFT[1] }, { RIGHT[0] }>();
-                if two_right {
-                    s.tile_dot_bf16::<{ SUMS[1][1] }, { LEFT[1] }, { RIGHT[1] }>();
-                }
-            }
-        }
-    }
-
-    /// Writes the sums: those of the second left factor 16 rows further on, those of the second right one 16 lanes.
-    ///
-    /// # Safety
-    /// The thread holds the registers, and there is room.
-    #[inline(always)]
-    pub(super) unsafe fn store(self, to: *mut f32, lanes: usize) {
-        use register::SUMS;
-        let Self { s, two: [two_left, two_right] } = self;
-        let stride = lanes * size_of::<f32>();
-        // SAFETY: the caller's contract.
-        unsafe {
-            s.tile_store::<{ SUMS[0][0] }>(to.cast(), stride);
-            if two_right {
-                s.tile_store::<{ SUMS[0][1] }>(to.add(SIDE).cast(), stride);
-            }
-            if two_left {
-                let to = to.add(SIDE * lanes);
-                s.tile_store::<{ SUMS[1][0] }>(to.cast(), stride);
-                if two_right {
-                    s.tile_store::<{ SUMS[1][1] }>(to.add(SIDE).cast(), stride);
-                }
-            }
-        }
-    }
-}
-
-/// What [`super::scores::Scores`] does for pairs of bf16. A score is a chain of products of 32 columns each, wherever the key stands.
+/// What [`super::super::scores::Scores`] does for pairs of bf16. A score is a chain of products of 32 columns each, wherever the key stands.
 ///
 /// On a Xeon, 2048 x 2048, d 128, four products take 60 to 80 ns here where the instruction takes 22: factors come from the second-level
 /// cache, and sums are stored. To take the maximum a step later, while the next products are on their way, gained nothing, as did
 /// adding up values a step later; blocks of 96 to 384 keys and of 256 or 512 queries are within a tenth (0.17 to 0.20 of the peak).
-pub(super) struct TileScores {
+pub(in crate::lanes) struct TileScores {
     /// Packed queries `[d / 2][lanes]`; `d / 2` is a multiple of 16.
-    pub(super) q: *const f32,
+    pub(in crate::lanes) q: *const f32,
     /// Row-major keys, in pairs.
-    pub(super) k: *const f32,
+    pub(in crate::lanes) k: *const f32,
     /// Pairs from one key to the next.
-    pub(super) k_stride: usize,
+    pub(in crate::lanes) k_stride: usize,
     /// Where scores go, `[key][lanes]`, with room for whole tiles.
-    pub(super) scores: *mut f32,
+    pub(in crate::lanes) scores: *mut f32,
     /// Running maximum per lane, updated; null for none. NaN scores are passed over.
-    pub(super) max: *mut f32,
-    pub(super) lanes: usize,
-    pub(super) keys: usize,
+    pub(in crate::lanes) max: *mut f32,
+    pub(in crate::lanes) lanes: usize,
+    pub(in crate::lanes) keys: usize,
     /// Pairs of a row.
-    pub(super) words: usize,
+    pub(in crate::lanes) words: usize,
     /// Vectors of lanes, one or two.
-    pub(super) vectors: usize,
+    pub(in crate::lanes) vectors: usize,
 }
 
 impl Op for TileScores {
@@ -285,44 +121,20 @@ impl TileScores {
     }
 }
 
-/// Takes the scores of some keys, `[key][lanes]`, into the maximum of each lane.
-///
-/// # Safety
-/// They are there, for so many vectors of lanes.
-#[inline(always)]
-pub(super) unsafe fn take_max(scores: *const f32, keys: usize, max: *mut f32, lanes: usize, vectors: usize) {
-    let s = token();
-    for at in (0..vectors * SIDE).step_by(SIDE) {
-        // As many maxima as hide the latency of their chains.
-        // SAFETY: the caller's contract.
-        unsafe {
-            let mut maxima = [s.load(max.add(at)); 4];
-            for key in (0..keys).step_by(4) {
-                for i in 0..4 {
-                    if key + i < keys {
-                        maxima[i] = s.max(s.load(scores.add((key + i) * lanes + at)), maxima[i]);
-                    }
-                }
-            }
-            s.store(max.add(at), s.max(s.max(maxima[0], maxima[1]), s.max(maxima[2], maxima[3])));
-        }
-    }
-}
-
 /// Where the tile of 16 columns from column `16 * tile` on of chunk `chunk` of 32 keys starts: `[chunk][tile][column][pair of keys]`.
 fn value_tile(chunk: usize, tile: usize, d_v: usize) -> usize {
     (chunk * d_v.div_ceil(SIDE) + tile) * TILE
 }
 
 /// Lays the values of a block out as left factors, with zeros in place of missing keys and columns.
-pub(super) struct TileValues<'a> {
-    pub(super) source: &'a Source<'a>,
+pub(in crate::lanes) struct TileValues<'a> {
+    pub(in crate::lanes) source: &'a Source<'a>,
     /// The first row.
-    pub(super) first: usize,
-    pub(super) rows: usize,
-    pub(super) columns: usize,
+    pub(in crate::lanes) first: usize,
+    pub(in crate::lanes) rows: usize,
+    pub(in crate::lanes) columns: usize,
     /// Whole tiles.
-    pub(super) to: *mut f32,
+    pub(in crate::lanes) to: *mut f32,
 }
 
 impl Op for TileValues<'_> {
@@ -378,25 +190,25 @@ impl TileValues<'_> {
     }
 }
 
-/// What [`super::accumulate::Accumulate`] does for pairs of bf16. A sum is a chain of products of 32 keys each, from the start of the
+/// What [`super::super::accumulate::Accumulate`] does for pairs of bf16. A sum is a chain of products of 32 keys each, from the start of the
 /// block on.
-pub(super) struct TileAccumulate {
+pub(in crate::lanes) struct TileAccumulate {
     /// `[pair of keys of the block][lanes]`, with zeros up to whole tiles.
-    pub(super) weights: *const f32,
+    pub(in crate::lanes) weights: *const f32,
     /// Values as [`TileValues`] lays them out.
-    pub(super) v: *const f32,
+    pub(in crate::lanes) v: *const f32,
     /// `[d_v][lanes]`
-    pub(super) out: *mut f32,
+    pub(in crate::lanes) out: *mut f32,
     /// Factor per lane; null for 1.
-    pub(super) alpha: *const f32,
+    pub(in crate::lanes) alpha: *const f32,
     /// Whether `out` holds nothing yet.
-    pub(super) fresh: bool,
-    pub(super) lanes: usize,
+    pub(in crate::lanes) fresh: bool,
+    pub(in crate::lanes) lanes: usize,
     /// Chunks of 32 keys of the block.
-    pub(super) chunks: Range<usize>,
-    pub(super) d_v: usize,
+    pub(in crate::lanes) chunks: Range<usize>,
+    pub(in crate::lanes) d_v: usize,
     /// Vectors of lanes, one or two.
-    pub(super) vectors: usize,
+    pub(in crate::lanes) vectors: usize,
 }
 
 impl Op for TileAccumulate {
@@ -452,13 +264,13 @@ impl TileAccumulate {
     }
 }
 
-/// What [`super::careful::AccumulateSeen`] does, with the sums of [`TileAccumulate`]: in each chunk one chain for even and one for odd
+/// What [`super::super::careful::AccumulateSeen`] does, with the sums of [`TileAccumulate`]: in each chunk one chain for even and one for odd
 /// keys, without the links of keys that a lane does not see.
-pub(super) struct TileAccumulateSeen<'a> {
-    pub(super) all: TileAccumulate,
-    pub(super) segments: &'a [Segment],
+pub(in crate::lanes) struct TileAccumulateSeen<'a> {
+    pub(in crate::lanes) all: TileAccumulate,
+    pub(in crate::lanes) segments: &'a [Segment],
     /// `[key]` of the block, for masked segments
-    pub(super) visible: *const u64,
+    pub(in crate::lanes) visible: *const u64,
 }
 
 impl Op for TileAccumulateSeen<'_> {
