@@ -141,9 +141,14 @@ impl Engine {
         if kv == Dtype::Int8 { Dtype::F32 } else { kv }
     }
 
-    /// Whether it computes a weighting: selection is never done on products of pairs.
+    /// Whether it multiplies f32 in parts on tile registers.
+    pub fn is_in_parts(self) -> bool {
+        self.name().contains("_lanes_f32_amx")
+    }
+
+    /// Whether it computes a weighting: selection is never done on products of pairs, or in parts.
     pub fn computes(self, weighting: &Weighting) -> bool {
-        !((self.is_native() || self.is_fixed()) && selects(weighting))
+        !((self.is_native() || self.is_fixed() || self.is_in_parts()) && selects(weighting))
     }
 
     /// Query rows of a register tile.

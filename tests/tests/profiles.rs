@@ -12,9 +12,10 @@ fn tensor() -> Tensor {
     Tensor::normal([1, 2, 40, 16], Layout::Bhsd, &mut Random::new(1))
 }
 
-/// A profile of this machine that asks for the last kernel of the best level that takes f32, with blocks that no model gives.
+/// A profile of this machine that asks for the last kernel of the best level that multiplies f32 in vectors, with blocks that no model gives.
 fn profile() -> Profile {
-    let mut list = kernels(Level::best()).iter().filter(|kernel| kernel.dtype == Dtype::F32);
+    let mut list =
+        kernels(Level::best()).iter().filter(|kernel| kernel.dtype == Dtype::F32 && kernel.extension.is_none());
     profile_for(&Machine::detect(), list.next_back().expect("every level has a kernel for f32"), 34, 13)
 }
 

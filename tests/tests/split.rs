@@ -318,7 +318,7 @@ fn nan_in_a_span() {
                 let elsewhere = engine.name().contains("_lanes_f32_amx") && query % 2 == 0;
                 let fits = match (sees, elsewhere) {
                     (true, _) => got.is_nan(),
-                    (false, true) => (got - was).abs() <= 1e-5 * was.abs().max(1.0),
+                    (false, true) => (got - was).abs() <= 1e-3 * was.abs().max(1.0),
                     (false, false) => got.to_bits() == was.to_bits(),
                 };
                 assert!(fits, "{} {weighting:?} row {query} column {column}: {was} {got}", engine.name());

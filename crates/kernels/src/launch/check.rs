@@ -4,6 +4,7 @@ use super::call::{Call, Choice, Few, Outputs, RowsChoice, Temperatures};
 use super::{longest_keys, longest_queries};
 use crate::table::{KEY_BLOCKS, kernels, rows_kernels};
 use crate::tensor::{Dtype, Tensor};
+use crate::weighting::Kind;
 
 /// Panics where shapes disagree: errors of the caller's code, which `regard` rules out.
 pub(super) fn check(call: &Call<'_>, choice: &Choice, outputs: &Outputs<'_>) {
@@ -103,6 +104,8 @@ fn check_choice(call: &Call<'_>, choice: &Choice) {
     assert!(choice.query_block > 0, "query block");
     let pairs = choice.kernel.dtype == Dtype::Bf16;
     assert!(!pairs || call.k.dtype() == Dtype::Bf16, "a kernel of bf16 for keys of {}", call.k.dtype());
+    let weighted = call.weighting.kind() == Kind::Weighted;
+    assert!(weighted || choice.kernel.parts() == 0, "a selection by scores in parts, of which an Inf is NaN");
     if let Some(Few { kernel, .. }) = choice.few {
         let known = kernels(choice.level).iter().any(|other| std::ptr::eq(kernel, other));
         let fits =

@@ -36,18 +36,27 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
         (Native::WherePays, Extension::Bf16) => setup.machine.bf16_pairs_pay(),
         _ => true,
     };
-    let may_be_lanes = |kernel: &Kernel| match (kernel.dtype, kernel.extension) {
-        (Dtype::F32, Some(_)) => problem.f32_on_tiles() && setup.machine.tiles_pay(),
-        (_, extension) => extension.is_none_or(may),
+    let least_in_parts = in_parts_from(problem.kv_dtype().name());
+    let may_have_parts = problem.f32_on_tiles() && setup.machine.tiles_pay();
+    let lanes_in = |parts: bool| {
+        let may_be = |kernel: &Kernel| match (kernel.dtype, kernel.extension) {
+            (Dtype::F32, Some(_)) => parts,
+            (_, extension) => extension.is_none_or(may),
+        };
+        lanes_kernels(level, problem.kv_dtype(), &may_be)
     };
-    let of_lanes_kernels = || lanes_kernels(level, problem.kv_dtype(), &may_be_lanes);
+    let in_parts = may_have_parts && problem.shape.queries >= least_in_parts;
+    let of_lanes_kernels = || lanes_in(in_parts);
     let named = |name: &str| of_lanes_kernels().find(|kernel| kernel.name == name);
     let entry_where = |can: &dyn Fn(&Config) -> bool| {
         let profile = profile?;
         let index = profile.lookup_where(class, |config| has_blocks(config) && can(config))?;
         Some((index, &profile.entries[index].config))
     };
-    let of_lanes = entry_where(&|config| named(&config.kernel).is_some());
+    // Sequences of any number of queries have the same blocks of keys, whichever was tuned.
+    let of_lanes = entry_where(&|config| named(&config.kernel).is_some()).or_else(|| {
+        entry_where(&|config| may_have_parts && lanes_in(!in_parts).any(|kernel| kernel.name == config.kernel))
+    });
     let rows_choice = |kernel: &'static RowsKernel| {
         let entry =
             entry_where(&|config| config.kernel == kernel.name && config.key_block.is_multiple_of(ROWS_KEY_STEP));
@@ -65,31 +74,32 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
         (choice, entry.map(|(index, _)| index))
     };
     let of_rows = rows_kernels_for(level, problem.kv_dtype(), may).map(rows_choice);
-    let tuned = of_lanes.and_then(|(_, config)| Some((config, named(&config.kernel)?)));
+    let tuned = of_lanes.map(|(_, config)| (config, named(&config.kernel)));
     let (kernel, key_block, query_block) = match tuned {
-        Some((config, kernel)) => (kernel, config.key_block, config.query_block),
-        None => {
+        Some((config, Some(kernel))) => (kernel, config.key_block, config.query_block),
+        _ => {
             let kernel = default_kernel(of_lanes_kernels(), &setup.machine.caches, problem.shape.queries);
-            let modelled = tiles(&setup.machine.caches, tile_query(kernel, &problem.shape));
-            match numerics {
-                Numerics::Machine => (kernel, modelled.key_block, modelled.query_block),
-                Numerics::Portable => (kernel, PORTABLE_KEY_BLOCK, modelled.query_block),
-            }
+            let caches = &setup.machine.caches;
+            let modelled = tiles(caches, tile_query(kernel, &problem.shape));
+            // Those of the kernel in vectors, which computes sequences of few queries, for those of many too.
+            let in_vectors = || default_kernel(lanes_in(false), caches, usize::MAX);
+            let has_parts = kernel.dtype == Dtype::F32 && kernel.extension.is_some();
+            let of_keys = if has_parts { in_vectors() } else { kernel };
+            let modelled_keys = tiles(caches, tile_query(of_keys, &problem.shape)).key_block;
+            let key_block = match numerics {
+                Numerics::Machine => tuned.map_or(modelled_keys, |(config, _)| config.key_block),
+                Numerics::Portable => PORTABLE_KEY_BLOCK,
+            };
+            (kernel, key_block, modelled.query_block)
         }
     };
-    // Few queries are multiplied in vectors, in the same blocks of keys.
-    let in_vectors = || lanes_kernels(level, problem.kv_dtype(), &|_| false);
+    // A sequence of few queries alone would have had one of these.
     let few = (kernel.dtype == Dtype::F32 && kernel.extension.is_some()).then(|| Few {
-        kernel: in_vectors().find(|other| other.tile.rows == kernel.tile.rows).expect("every level has kernels"),
-        below: in_parts_from(problem.kv_dtype().name()),
+        kernel: lanes_in(false)
+            .find(|other| other.tile.rows == kernel.tile.rows)
+            .expect("a kernel in vectors with the register tile of that in parts"),
+        below: least_in_parts,
     });
-    let (kernel, query_block, few) = match few {
-        Some(few) if problem.shape.queries < few.below => {
-            let kernel = default_kernel(in_vectors(), &setup.machine.caches, problem.shape.queries);
-            (kernel, tiles(&setup.machine.caches, tile_query(kernel, &problem.shape)).query_block, None)
-        }
-        few => (kernel, query_block, few),
-    };
     let choice = Choice {
         level,
         kernel,

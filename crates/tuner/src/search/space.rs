@@ -234,9 +234,23 @@ struct Costs<'a> {
 impl Costs<'_> {
     /// What a plan takes without a profile.
     fn default_kernel(&self) -> &'static Kernel {
-        let tiles = self.kernels.lanes().map(|kernel| (kernel.tile.rows, kernel.tile.vectors));
-        let preferred = preferred_tile(self.caches, self.anchor.queries, tiles);
-        preferred.and_then(|index| self.kernels.lanes().nth(index)).expect("every level has kernels")
+        self.preferred(self.kernels.lanes(), self.anchor.queries)
+    }
+
+    fn preferred(&self, mut kernels: impl Iterator<Item = &'static Kernel> + Clone, queries: usize) -> &'static Kernel {
+        let tiles = kernels.clone().map(|kernel| (kernel.tile.rows, kernel.tile.vectors));
+        let preferred = preferred_tile(self.caches, queries, tiles);
+        preferred.and_then(|index| kernels.nth(index)).expect("every level has kernels")
+    }
+
+    /// What a plan takes without a profile: keys of a block in parts are those in vectors.
+    fn default_blocks(&self, kernel: &Kernel) -> Tiles {
+        let own = self.model(kernel);
+        if kernel.dtype != Dtype::F32 || kernel.extension.is_none() {
+            return own;
+        }
+        let in_vectors = lanes_kernels(self.kernels.level, self.kernels.dtype, &|_| false);
+        Tiles { key_block: self.model(self.preferred(in_vectors, usize::MAX)).key_block, ..own }
     }
 
     fn model(&self, kernel: &Kernel) -> Tiles {
@@ -263,7 +277,7 @@ impl Costs<'_> {
             }
         };
         let first = self.default_kernel();
-        let modelled = self.model(first);
+        let modelled = self.default_blocks(first);
         let clamped = |tiles: usize, rows: usize| tiles.min(self.anchor.queries.next_multiple_of(rows));
         add(first, modelled.key_block, clamped(modelled.query_block, first.tile.rows));
         let row = 2 * self.anchor.head_dim * size_of::<f32>();
