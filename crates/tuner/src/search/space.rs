@@ -354,7 +354,7 @@ mod tests {
                 match contest.role {
                     Role::Lanes => {
                         assert_eq!(first.kernel, costs.default_kernel().name);
-                        assert_eq!(first.key_block, costs.model(costs.default_kernel()).key_block);
+                        assert_eq!(first.key_block, costs.default_blocks(costs.default_kernel()).key_block);
                         assert!(contest.candidates.len() > 8, "{contest:?}");
                     }
                     Role::Rows => {
