@@ -135,9 +135,10 @@ fn narrow_elements_are_as_if_they_were_f32() {
     }
 }
 
-/// The largest error against f64 is at most that of multiply-adds: what is left out of products is less than their roundings.
+/// The largest error against f64 is about that of multiply-adds (0.5 to 1.25 times, here): what is left out of products is less than
+/// their roundings.
 #[test]
-fn errors_are_no_larger_than_those_of_vectors() {
+fn errors_are_about_those_of_vectors() {
     for [tiles, vectors] in kernels() {
         for (seed, d) in [(1, 64), (2, 128), (3, 256)] {
             let mut random = Random::new(seed);

@@ -366,8 +366,8 @@ impl<'a> Attention<'a> {
     /// Whether f32, and what is widened to it, may be multiplied on tile registers (AMX), where the machine has them and it is faster:
     /// true if never called. Each number is then the sum of up to three bf16, exactly, and six of the nine products of such parts are
     /// added in f32; what the others come to is below the rounding error of a product in f32. Rows with NaN or Inf, or with elements of
-    /// q, k or v below `2^-50` that are not zero, are computed by multiply-adds all the same. With `false`, [`Numerics::Portable`], an index of the keys, and for hard and average-hard attention, multiply-adds of f32
-    /// compute everything.
+    /// q, k or v below `2^-50` that are not zero, are computed by multiply-adds all the same. With `false`, [`Numerics::Portable`], an
+    /// index of the keys, and for hard and average-hard attention, multiply-adds of f32 compute everything.
     ///
     /// A plan runs problems only that say the same here as the one that it was made for.
     pub fn f32_on_tiles(mut self, on_tiles: bool) -> Self {
