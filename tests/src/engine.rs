@@ -59,8 +59,8 @@ impl Blocks<'_> {
             out: Dtype::F32,
             prefetch: Prefetch {
                 rows: [
+                    Reading { turn: 1, ahead: 0 },
                     Reading { turn: 4096, ahead: 0 },
-                    Reading { turn: 1, ahead: 4096 },
                     Reading { turn: 0, ahead: 8192 },
                 ],
             },

@@ -30,10 +30,11 @@ struct Sizes {
     d_v: usize,
 }
 
-/// Ways of reading memory, to take turns: block after block and in turns of one step, of some keys, and of whole blocks; asked for
-/// near, far, at once too far, and not at all.
-const READINGS: [Reading; 5] = [
+/// Ways of reading memory, to take turns: block after block and in turns of a key or a few, of one step, of some keys, and of whole
+/// blocks; asked for near, far, at once too far, and not at all.
+const READINGS: [Reading; 6] = [
     Reading { turn: 0, ahead: 8192 },
+    Reading { turn: 1, ahead: 0 },
     Reading { turn: 4096, ahead: 0 },
     Reading { turn: 1, ahead: 64 },
     Reading { turn: 700, ahead: usize::MAX },
@@ -74,7 +75,7 @@ impl Turn {
         let random = &mut Random::new(turn as u64);
         // Whole numbers have ties. They have scores of zero too, which need not be any in fixed point: a weighting that divides by
         // the sum of its weights, however small, then gives anything.
-        let fixed = kernel.dtype == Dtype::Int8 && kernel.extension.is_some();
+        let fixed = kernel.dtype == Dtype::Int8 && kernel.native;
         let divides = matches!(weighting, Weighting::EvenPower { .. });
         let whole = turn % 2 == 0 && !(fixed && divides);
         let mut tensor = |shape, i: usize| {
@@ -110,7 +111,7 @@ impl Turn {
         let output = engine.run(&case, &blocks);
         if turn.is_multiple_of(4) {
             // How memory is asked for changes no bit.
-            let other = Blocks { prefetch: reading(turn / 3 + 1 + turn / 12 % 4), ..blocks };
+            let other = Blocks { prefetch: reading(turn / 3 + 1 + turn / 12 % 5), ..blocks };
             engine.run(&case, &other).assert_same(&output, &format!("{}, {sizes:?}, other reading", kernel.name));
         }
         // More rows are taken in groups of other sizes, and a row's weights added up in another order.

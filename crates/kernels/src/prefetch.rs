@@ -22,7 +22,8 @@ impl Prefetch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reading {
     /// Bytes of keys of a turn, rounded up to a few keys: the values of a block are multiplied in turns with the keys of the next
-    /// one. With 0, blocks follow each other, values after keys.
+    /// one. With 0, blocks follow each other, values after keys. With at most two rows, and nothing asked for, one loop takes a key or
+    /// a few and as many values, where rows lie one after the other and the kernel widens elements or multiplies integers.
     pub turn: usize,
     /// How far ahead memory is asked for, into the second-level cache, in bytes. With 0, it is left to the processor where rows
     /// lie one after the other.

@@ -351,8 +351,8 @@ impl<'a> Attention<'a> {
         self
     }
 
-    /// Whether k and v of int8 may be multiplied as integers, where the machine has instructions for dot products of them
-    /// (in vectors for few queries, on tile registers for any number): true if never called. A query row then has 16 bits of
+    /// Whether k and v of int8 may be multiplied as integers, where that is faster than widening: in vectors for few queries (AVX2,
+    /// and AVX-512 with VNNI), on tile registers for any number (AMX). True if never called. A query row then has 16 bits of
     /// fixed point against its largest element, and so have the weights of a row in a block of keys, times the scales of the
     /// values, against the largest of these: rounding errors of up to `1/65278` of that largest magnitude. (Rows of more than
     /// 512 elements have fewer bits, as many as leave room for the sum, and those of more than 4096 are widened.) Sums of

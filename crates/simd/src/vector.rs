@@ -138,6 +138,13 @@ pub unsafe trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `a * b + c`, rounded once where [`Simd::FUSED`]
     fn mul_add(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+
+    /// What [`Simd::mul_add`] gives, in the register of `sum`: for unrolled loops whose sums fill the registers, which LLVM would rename
+    /// and spill.
+    #[inline(always)]
+    fn add_product(self, sum: Self::F32, a: Self::F32, b: Self::F32) -> Self::F32 {
+        self.mul_add(a, b, sum)
+    }
     /// The larger of `x` and `acc`. A NaN in `x` is passed over; `acc` must not be NaN.
     fn max(self, x: Self::F32, acc: Self::F32) -> Self::F32;
     /// `|x|`

@@ -58,7 +58,7 @@ Every case runs on one pinned thread unless --threads says otherwise. Rounds of 
 fraction is the median of the ratios of neighbours: peaks are measured right before and right after the work, the bandwidth
 between rounds. `of peak` is against a loop of the arithmetic that the kernel uses: f32 multiply-adds of its level, or dot
 products of bf16, where these are faster or --native-half asks for them, or of 16-bit integers, which is what int8 is
-multiplied as where the core can. f32 that is multiplied in parts on tile registers (AMX) is set against multiply-adds,
+multiplied as where the core has VNNI. f32 that is multiplied in parts on tile registers (AMX) is set against multiply-adds,
 and may exceed them. `of bandwidth` is the bytes of K and V that a call reads (of
 visible keys, scales included) over time, against reading memory in the best of several ways. `of roof` is the time that
 the nearer of the two ceilings allows over the time taken. With more threads the ceilings are what all of them reach at

@@ -14,7 +14,7 @@ use crate::tensor::Dtype;
 /// `acc + a * b`, of f32 or of pairs of bf16.
 #[inline(always)]
 pub(super) fn multiply_add<S: Simd, const PAIRS: bool>(s: S, a: S::F32, b: S::F32, acc: S::F32) -> S::F32 {
-    if PAIRS { s.dot_bf16(acc, a, b) } else { s.mul_add(a, b, acc) }
+    if PAIRS { s.dot_bf16(acc, a, b) } else { s.add_product(acc, a, b) }
 }
 
 /// The lower half of a pair, and zero.

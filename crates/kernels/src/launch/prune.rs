@@ -50,7 +50,7 @@ pub fn ignores_index(call: &Call<'_>, choice: &Choice) -> Option<&'static str> {
 /// Whether the kernel that takes so many queries multiplies in f32, of which the bounds are.
 fn has_bounds(call: &Call<'_>, choice: &Choice, queries: usize) -> bool {
     match choice.rows_for(group(call), queries) {
-        Some(rows) => rows.kernel.extension.is_none(),
+        Some(rows) => !rows.kernel.native,
         None => choice.kernel.extension.is_none(),
     }
 }

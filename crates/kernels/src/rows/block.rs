@@ -28,6 +28,9 @@
 //!
 //! That was before values were passed over in chunks ([`CHUNK_BYTES`]). In large pages, eight rows of f32 are read as fast one way as
 //! the other since; the rest was not measured again.
+//!
+//! On Zen 3 the shortest turns are the best, a key or a few and as many values in one loop, with nothing asked for (see
+//! [`Abreast`](super::abreast::Abreast)). No other core was measured with them.
 
 use regard_simd::Simd;
 
@@ -35,7 +38,7 @@ use super::accumulate::AccumulateArgs;
 use super::args::{self, QueryRow, Unit};
 use super::ask::Ask;
 use super::form::{Form, Weights};
-use super::pieces::{Pieces, Stream};
+use super::pieces::{Piece, Pieces, Stream};
 use super::scores::ScoreArgs;
 use super::scratch::Layout;
 use super::terms::{Spread, Terms};
@@ -128,7 +131,8 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     pub(super) fn products<S: Simd>(&self, s: S, next: &Turn, last: &Turn) {
         let few = if self.takes_turns() { self.turn_keys() } else { self.unit.key_block };
         let (k, v) = (self.keys_stream(), self.values_stream());
-        for start in (0..next.keys.keys.max(last.keys.keys)).step_by(few) {
+        let done = self.abreast(s, next, last);
+        for start in (done..next.keys.keys.max(last.keys.keys)).step_by(few) {
             for index in 0..self.groups {
                 if let Stage::Scores { .. } = next.stages[index] {
                     self.score_products(s, self.group(index, next.side), k, next.keys.part(start, few));
@@ -143,6 +147,56 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
                 }
             }
         }
+    }
+
+    /// Both products at once, as far as both blocks go, if keys and values are read so. Gives the number of keys that are done.
+    #[inline(always)]
+    fn abreast<S: Simd>(&self, s: S, next: &Turn, last: &Turn) -> usize {
+        if !self.goes_abreast() {
+            return 0;
+        }
+        let pair = 2 * T::keys_of_step(self.group_rows);
+        let keys = next.keys.keys.min(last.keys.keys) / pair * pair;
+        let both = |index: usize| match (next.stages[index], last.stages[index]) {
+            (Stage::Scores { .. }, Stage::Weights { rescale }) => Some(rescale),
+            _ => None,
+        };
+        if (0..self.groups).any(|index| both(index).is_none()) {
+            return 0;
+        }
+        // What the first group has read is in the first-level cache for the others.
+        let unit = self.unit;
+        let columns = unit.d.max(unit.d_v);
+        let few = if self.groups > 1 { Self::keys_of_bytes(unit, CHUNK_BYTES, columns, self.group_rows) } else { keys };
+        let (k, v) = (self.keys_stream(), self.values_stream());
+        for start in (0..keys).step_by(few.max(1)) {
+            let most = few.min(keys - start);
+            for index in 0..self.groups {
+                let (keys, values) = (next.keys.part(start, most), last.keys.part(start, most));
+                let [next, last] = [next, last].map(|turn| self.group(index, turn.side));
+                // Sources that are read so have one piece each.
+                for (key_piece, value_piece) in Pieces::new(k, keys.keys).zip(Pieces::new(v, values.keys)) {
+                    T::abreast::<S, F>(
+                        s,
+                        next.rows.len(),
+                        self.score_args(next, &key_piece, keys.place),
+                        self.value_args(last, &value_piece, values.place, values.of, both(index) == Some(true)),
+                    );
+                }
+            }
+        }
+        keys
+    }
+
+    /// Whether keys and values are read a few of each in turns, by one loop: if that is what turns are to be, and there is nothing to
+    /// be asked for.
+    fn goes_abreast(&self) -> bool {
+        let unit = self.unit;
+        let least = 2 * unit.d.max(unit.d_v) * size_of::<F::Element>();
+        F::ABREAST
+            && (1..=least).contains(&unit.reading.turn)
+            && self.keeps_up(&unit.k, unit.d)
+            && self.keeps_up(&unit.v, unit.d_v)
     }
 
     /// Whether the values of a block wait for the keys of the next one.
@@ -314,25 +368,26 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
     /// into a few keys for each group to ask with in turn costs two groups a tenth.
     #[inline(always)]
     pub(super) fn score_products<S: Simd>(&self, s: S, group: Group<'_>, k: Stream<'_>, part: Part) {
-        let unit = self.unit;
-        let row_lanes = T::LANES >> group.step_keys.trailing_zeros();
         let k = if group.index > 0 { Stream { ahead: 0, ..k } } else { k };
         for piece in Pieces::new(k, part.keys) {
             let place = part.place + piece.place;
-            T::scores::<S, F>(
-                s,
-                group.rows.len(),
-                ScoreArgs {
-                    q: group.queries,
-                    quanta: group.query_quanta,
-                    k: piece.data.cast(),
-                    k_stride: piece.row_bytes / size_of::<F::Element>(),
-                    keys: piece.rows,
-                    d: unit.d,
-                    scores: group.scores.wrapping_add(place * row_lanes),
-                    ahead: (piece.ahead as isize / size_of::<F::Element>() as isize) as usize,
-                },
-            );
+            T::scores::<S, F>(s, group.rows.len(), self.score_args(group, &piece, place));
+        }
+    }
+
+    /// The keys of a piece, which starts at `place` of the block, and the queries of a group.
+    #[inline(always)]
+    fn score_args(&self, group: Group<'_>, piece: &Piece, place: usize) -> ScoreArgs<F::Element> {
+        let row_lanes = T::LANES >> group.step_keys.trailing_zeros();
+        ScoreArgs {
+            q: group.queries,
+            quanta: group.query_quanta,
+            k: piece.data.cast(),
+            k_stride: piece.row_bytes / size_of::<F::Element>(),
+            keys: piece.rows,
+            d: self.unit.d,
+            scores: group.scores.wrapping_add(place * row_lanes),
+            ahead: (piece.ahead as isize / size_of::<F::Element>() as isize) as usize,
         }
     }
 
@@ -440,34 +495,56 @@ impl<F: Form, T: Tiles> Rows<'_, F, T> {
         part: Part,
         [rescale, careful, keeps]: [bool; 3],
     ) {
-        let unit = self.unit;
         let v = if group.index > 0 { Stream { ahead: 0, ..v } } else { v };
         let shares = F::KEPT_BYTES > 0 && self.groups > 1 && !careful;
         for piece in Pieces::new(v, part.keys) {
             for start in (0..piece.rows).step_by(self.chunk_keys) {
-                let (place, keys) = (part.place + piece.place + start, self.chunk_keys.min(piece.rows - start));
+                let chunk = Piece {
+                    data: piece.data.wrapping_add(start * piece.row_bytes),
+                    rows: self.chunk_keys.min(piece.rows - start),
+                    ..piece
+                };
+                let place = part.place + piece.place + start;
                 T::accumulate::<S, F>(
                     s,
                     group.rows.len(),
                     AccumulateArgs {
-                        weights: group.scores,
-                        first: place,
-                        v: piece.data.wrapping_add(start * piece.row_bytes).cast(),
-                        v_stride: piece.row_bytes / size_of::<F::Element>(),
-                        keys,
-                        d_v: unit.d_v,
-                        block_sums: group.block_sums,
-                        sums: group.sums,
-                        quanta: group.weight_quanta,
-                        alpha: if rescale { group.alpha } else { std::ptr::null() },
-                        ends: [place == 0, place + keys == part.of],
                         visible: if careful { group.visible } else { std::ptr::null() },
-                        ahead: (piece.ahead as isize / size_of::<F::Element>() as isize) as usize,
                         kept: if shares { self.scratch.wrapping_add(self.layout.kept) } else { std::ptr::null_mut() },
                         keeps,
+                        ..self.value_args(group, &chunk, place, part.of, rescale)
                     },
                 );
             }
+        }
+    }
+
+    /// The values of a piece, which starts at `place` of a block of `of` keys, and the weights and sums of a group.
+    #[inline(always)]
+    fn value_args(
+        &self,
+        group: Group<'_>,
+        piece: &Piece,
+        place: usize,
+        of: usize,
+        rescale: bool,
+    ) -> AccumulateArgs<F::Element> {
+        AccumulateArgs {
+            weights: group.scores,
+            first: place,
+            v: piece.data.cast(),
+            v_stride: piece.row_bytes / size_of::<F::Element>(),
+            keys: piece.rows,
+            d_v: self.unit.d_v,
+            block_sums: group.block_sums,
+            sums: group.sums,
+            quanta: group.weight_quanta,
+            alpha: if rescale { group.alpha } else { std::ptr::null() },
+            ends: [place == 0, place + piece.rows == of],
+            visible: std::ptr::null(),
+            ahead: (piece.ahead as isize / size_of::<F::Element>() as isize) as usize,
+            kept: std::ptr::null_mut(),
+            keeps: false,
         }
     }
 }

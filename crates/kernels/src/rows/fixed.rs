@@ -6,10 +6,14 @@
 //! own size: `1/65278` of the largest in rows of up to 512 columns and blocks of up to 512 keys. Nothing else is rounded until
 //! the sum becomes f32.
 //!
+//! AVX2 multiplies and adds pairs in two instructions, and still takes sixteen bytes with them where eight are widened to f32 with
+//! three: one query against 16384 keys, d 128, from memory on Zen 3, 12 GB/s instead of 7, eight rows 3.1 instead of 2.2.
+//!
 //! If magnitudes are infinite, the quantum is: infinite numbers are the only ones that count then.
 
 use regard_simd::{Op, Simd};
 
+use super::abreast::{Abreast, Turns};
 use super::accumulate::AccumulateArgs;
 use super::dots::{AccumulateDots, Pairs};
 use super::form::{Form, Weights};
@@ -107,6 +111,26 @@ impl Pairs for Fixed {
     }
 }
 
+impl Turns for Fixed {
+    const PAIRS: bool = true;
+
+    #[inline(always)]
+    unsafe fn values<S: Simd, const N: usize>(s: S, p: *const i8, stride: usize, len: usize) -> [[S::F32; 2]; N] {
+        let mut values = [[s.zero(); 2]; N];
+        for i in 0..N / 2 {
+            let p = p.wrapping_add(2 * i * stride);
+            // SAFETY: the caller's contract.
+            values[i] = unsafe { s.interleave(load(s, p, len), load(s, p.add(stride), len)) };
+        }
+        values
+    }
+
+    #[inline(always)]
+    fn worth<S: Simd>(s: S, sum: S::F32, quantum: S::F32) -> S::F32 {
+        <Self as Pairs>::total(s, sum, quantum)
+    }
+}
+
 impl Form for Fixed {
     type Element = i8;
     type Held = ();
@@ -150,6 +174,17 @@ impl Form for Fixed {
         args: AccumulateArgs<i8>,
     ) {
         s.vectorize(AccumulateDots::<Self, R, G, C, L>(args));
+    }
+
+    const ABREAST: bool = true;
+
+    #[inline(always)]
+    fn abreast<S: Simd, const R: usize, const G: usize, const L: usize>(
+        s: S,
+        scores: ScoreArgs<i8>,
+        values: AccumulateArgs<i8>,
+    ) {
+        s.vectorize(Abreast::<Self, R, G, L> { scores, values });
     }
 
     fn place(i: usize, _lanes: usize) -> usize {

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 use regard_simd::{Element, Op, Simd, bf16};
 
+use super::abreast::{Abreast, Turns};
 use super::accumulate::{Accumulate, AccumulateArgs};
 use super::ask::Ask;
 use super::dots::{self, AccumulateDots, Pairs, ScoreDots, query_words};
@@ -17,6 +18,9 @@ pub(crate) trait Form: 'static {
 
     /// What a call holds while it computes.
     type Held;
+
+    /// Whether elements are multiplied as they are, and not widened to f32.
+    const NATIVE: bool = true;
 
     /// Runs of keys that are no multiple of this, but for the last one of a block, are put together first: the order of summation
     /// depends on where they end.
@@ -59,6 +63,19 @@ pub(crate) trait Form: 'static {
         s: S,
         args: AccumulateArgs<Self::Element>,
     );
+
+    /// Whether [`Form::abreast`] computes anything.
+    const ABREAST: bool = false;
+
+    /// Both products for as many keys, whole steps of them, a few keys of each in turns; nothing is asked for.
+    #[inline(always)]
+    fn abreast<S: Simd, const R: usize, const G: usize, const L: usize>(
+        _s: S,
+        _scores: ScoreArgs<Self::Element>,
+        _values: AccumulateArgs<Self::Element>,
+    ) {
+        unreachable!("no such products of this form")
+    }
 
     /// Where the sum of column `i` of a unit lies, counted through two vectors.
     fn place(i: usize, lanes: usize) -> usize;
@@ -104,15 +121,44 @@ impl<E: Element> Product for Widened<E> {
         s.mul_add(a, b, acc)
     }
 
+    // One chain would make a row wait for its links, of four cycles or more each, for longer than memory does.
+    const CHAINS: usize = 2;
+
+    #[inline(always)]
+    fn join<S: Simd>(s: S, [a, b]: [S::F32; 2]) -> S::F32 {
+        s.add(a, b)
+    }
+
     #[inline(always)]
     unsafe fn total<S: Simd, const N: usize>(s: S, parts: [S::F32; N], _quanta: *const f32) -> S::F32 {
         s.lane_sums(parts)
     }
 }
 
+impl<E: Element> Turns for Widened<E> {
+    const PAIRS: bool = false;
+
+    #[inline(always)]
+    unsafe fn values<S: Simd, const N: usize>(s: S, p: *const E, stride: usize, len: usize) -> [[S::F32; 2]; N] {
+        let mut values = [[s.zero(); 2]; N];
+        for i in 0..N {
+            // SAFETY: the caller's contract.
+            values[i] = unsafe { scores::load(s, p.add(i * stride), len) };
+        }
+        values
+    }
+
+    #[inline(always)]
+    fn worth<S: Simd>(_: S, sum: S::F32, _quantum: S::F32) -> S::F32 {
+        sum
+    }
+}
+
 impl<E: Element> Form for Widened<E> {
     type Element = E;
     type Held = ();
+
+    const NATIVE: bool = false;
 
     fn hold(_row_lanes: usize) {}
 
@@ -150,6 +196,17 @@ impl<E: Element> Form for Widened<E> {
         args: AccumulateArgs<E>,
     ) {
         s.vectorize(Accumulate::<E, R, G, C, P, L>(args));
+    }
+
+    const ABREAST: bool = true;
+
+    #[inline(always)]
+    fn abreast<S: Simd, const R: usize, const G: usize, const L: usize>(
+        s: S,
+        scores: ScoreArgs<E>,
+        values: AccumulateArgs<E>,
+    ) {
+        s.vectorize(Abreast::<Self, R, G, L> { scores, values });
     }
 
     fn place(i: usize, lanes: usize) -> usize {

@@ -21,6 +21,7 @@
 //! A row's bits depend on its own visible keys, the block size, the level, and how many rows ride along: not on what these
 //! are, its place among them, the order of pages, or the thread.
 
+mod abreast;
 mod accumulate;
 #[cfg(target_arch = "x86_64")]
 mod amx;

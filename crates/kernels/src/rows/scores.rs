@@ -19,6 +19,15 @@ pub(crate) trait Product: 'static {
     /// `acc + a * b`
     fn mul_add<S: Simd>(s: S, a: S::F32, b: S::F32, acc: S::F32) -> S::F32;
 
+    /// Chains of a score of a single row in each lane, one or two, which take turns.
+    const CHAINS: usize = 1;
+
+    /// What the chains of each lane add up to.
+    #[inline(always)]
+    fn join<S: Simd>(_s: S, chains: [S::F32; 2]) -> S::F32 {
+        chains[0]
+    }
+
     /// Lane `i` is the score whose lanes are `parts[i]`. Of packed queries, `1` in lane `i` is worth `quanta[i]`.
     ///
     /// # Safety
@@ -30,7 +39,8 @@ pub(crate) trait Product: 'static {
 /// score of the step's key `g` and row `r`.
 ///
 /// One score is `L` chains of multiply-adds, one for each lane, over the columns `lane`, `lane + L`, ... in ascending order (of
-/// integers: in any), then one tree of additions: the same whatever `R`, `G`, `K`, and wherever the key stands. The sums of `L` pairs of key and row
+/// integers: in any), then one tree of additions: the same whatever `G`, `K`, and wherever the key stands. A single row may have
+/// twice as many chains. The sums of `L` pairs of key and row
 /// are taken together, lane by lane, so that a score costs two or three shuffles and additions and no reduction of its own.
 ///
 /// `K` keys at a time share the loads of query vectors, and all rows those of a key, which is widened once. More keys than
@@ -74,7 +84,7 @@ impl<P: Product, const R: usize, const G: usize, const K: usize, const L: usize>
             while key + G <= self.0.keys {
                 let mut parts = [s.zero(); L];
                 for g in (0..G).step_by(K) {
-                    self.tile::<S, K>(s, key + g, g, &mut parts);
+                    self.tile::<S, K, true>(s, key + g, g, &mut parts);
                 }
                 s.store(scores, P::total(s, parts, self.0.quanta));
                 scores = scores.add(L);
@@ -83,7 +93,7 @@ impl<P: Product, const R: usize, const G: usize, const K: usize, const L: usize>
             if key < self.0.keys {
                 let mut parts = [s.zero(); L];
                 for g in 0..self.0.keys - key {
-                    self.tile::<S, 1>(s, key + g, g, &mut parts);
+                    self.tile::<S, 1, true>(s, key + g, g, &mut parts);
                 }
                 s.store(scores, P::total(s, parts, self.0.quanta));
             }
@@ -95,20 +105,29 @@ impl<P: Product, const R: usize, const G: usize, const K: usize, const L: usize>
     /// Whether queries stay in registers while keys pass, or keys while queries pass.
     const QUERIES_STAY: bool = R <= K;
 
-    /// The `N` keys from `key` on, the step's keys from `g` on.
+    /// Chains of a score in each lane. More rows have chains enough.
+    const CHAINS: usize = if R == 1 { P::CHAINS } else { 1 };
+
+    /// The `N` keys from `key` on, the step's keys from `g` on; may `ASK` for what comes later.
     ///
     /// # Safety
     /// The keys exist.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const N: usize>(&self, s: S, key: usize, g: usize, parts: &mut [S::F32; L]) {
-        let mut acc = [[s.zero(); R]; N];
+    pub(super) unsafe fn tile<S: Simd, const N: usize, const ASK: bool>(
+        &self,
+        s: S,
+        key: usize,
+        g: usize,
+        parts: &mut [S::F32; L],
+    ) {
+        let mut acc = [[[s.zero(); 2]; R]; N];
         // SAFETY: the caller's contract; keys have `d` elements, and `q` has all units.
         unsafe {
             let mut k = self.0.k.add(key * self.0.k_stride);
             let mut q = self.0.q;
             let width = P::LANE_COLUMNS * L;
             for _ in 0..self.0.d / width {
-                self.unit::<S, N, true>(s, k, q, width, &mut acc);
+                self.unit::<S, N, ASK>(s, k, q, width, &mut acc);
                 k = k.add(width);
                 q = q.add(R * 2 * L);
             }
@@ -119,7 +138,7 @@ impl<P: Product, const R: usize, const G: usize, const K: usize, const L: usize>
         }
         for i in 0..N {
             for r in 0..R {
-                parts[(g + i) * (L / G) + r] = acc[i][r];
+                parts[(g + i) * (L / G) + r] = if Self::CHAINS == 2 { P::join(s, acc[i][r]) } else { acc[i][r][0] };
             }
         }
     }
@@ -149,7 +168,7 @@ impl<P: Product, const R: usize, const G: usize, const K: usize, const L: usize>
         k: *const P::Element,
         q: *const f32,
         len: usize,
-        acc: &mut [[S::F32; R]; N],
+        acc: &mut [[[S::F32; 2]; R]; N],
     ) {
         // SAFETY: the caller's contract.
         unsafe {
@@ -168,7 +187,8 @@ impl<P: Product, const R: usize, const G: usize, const K: usize, const L: usize>
                             self.ask(s, at, half);
                         }
                         for r in 0..R {
-                            acc[i][r] = P::mul_add(s, key[half], rows[r][half], acc[i][r]);
+                            let sum = &mut acc[i][r][half % Self::CHAINS];
+                            *sum = P::mul_add(s, key[half], rows[r][half], *sum);
                         }
                     }
                 }
@@ -184,7 +204,8 @@ impl<P: Product, const R: usize, const G: usize, const K: usize, const L: usize>
                     for r in 0..R {
                         let row = s.load(q.add((r * 2 + half) * L));
                         for i in 0..N {
-                            acc[i][r] = P::mul_add(s, keys[i][half], row, acc[i][r]);
+                            let sum = &mut acc[i][r][half % Self::CHAINS];
+                            *sum = P::mul_add(s, keys[i][half], row, *sum);
                         }
                     }
                 }

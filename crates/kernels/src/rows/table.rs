@@ -30,6 +30,8 @@ pub struct RowsKernel {
     pub dtype: Dtype,
     /// The most rows that share each load of K and V.
     pub group: usize,
+    /// Whether elements are multiplied as they are, in pairs or on tiles, and not widened to f32.
+    pub native: bool,
     /// The fewest rows for each KV head that it is for: others are faster for fewer.
     pub least_rows: usize,
     /// Bytes of an element of values that groups of rows share; 0 if they share none.
@@ -78,6 +80,7 @@ macro_rules! kernels {
             extension: $extension,
             dtype: Dtype::$dtype,
             group: <$tiles>::MOST,
+            native: <$form as Form>::NATIVE,
             least_rows: if matches!($extension, Some(Extension::Amx)) { LEAST_ROWS_OF_TILES } else { 0 },
             kept_bytes: <$form as Form>::KEPT_BYTES,
             run: entry::<$token, $form, $tiles>,
@@ -107,7 +110,8 @@ level!(
     regard_simd::Avx2,
     "avx2",
     Medium,
-    Medium
+    Medium,
+    (Int8, Fixed, regard_simd::Avx2, Medium, "int8_dots", None)
 );
 
 level!(
@@ -144,16 +148,15 @@ pub fn rows_kernels(level: Level) -> impl Iterator<Item = &'static RowsKernel> {
 }
 
 /// The rows kernels of a level for keys of this element type: the one for few rows, and the one for so many that it is for
-/// ([`RowsKernel::least_rows`]), or twice the same. Of those for as many rows, it is the first one whose extension `may` be used, or
+/// ([`RowsKernel::least_rows`]), or twice the same. Of those for as many rows, it is the last one that `may` be used, which is native, or
 /// the one that widens.
 ///
 /// # Panics
 /// Never: each level has one for each type.
-pub fn rows_kernels_for(level: Level, dtype: Dtype, may: impl Fn(Extension) -> bool) -> [&'static RowsKernel; 2] {
-    let may_be_used = |kernel: &&RowsKernel| kernel.dtype == dtype && kernel.extension.is_none_or(&may);
+pub fn rows_kernels_for(level: Level, dtype: Dtype, may: impl Fn(&RowsKernel) -> bool) -> [&'static RowsKernel; 2] {
+    let may_be_used = |kernel: &&RowsKernel| kernel.dtype == dtype && (!kernel.native || may(kernel));
     let usable = || rows_kernels(level).filter(may_be_used);
-    let few = usable().filter(|kernel| kernel.least_rows == 0).max_by_key(|kernel| kernel.extension.is_some());
-    let few = few.expect("a rows kernel for each element type");
+    let few = usable().filter(|kernel| kernel.least_rows == 0).last().expect("a rows kernel for each element type");
     [few, usable().find(|kernel| kernel.least_rows > 0).unwrap_or(few)]
 }
 

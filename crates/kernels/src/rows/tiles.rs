@@ -22,6 +22,9 @@ pub(crate) trait Tiles: Copy + 'static {
     /// Runs the value product for `rows` rows.
     fn accumulate<S: Simd, F: Form>(s: S, rows: usize, args: AccumulateArgs<F::Element>);
 
+    /// Runs both products for `rows` rows, for as many keys.
+    fn abreast<S: Simd, F: Form>(s: S, rows: usize, scores: ScoreArgs<F::Element>, values: AccumulateArgs<F::Element>);
+
     /// Whether the value product passes over the values of a block more than once.
     fn passes_again(rows: usize, d_v: usize) -> bool;
 }
@@ -50,6 +53,19 @@ macro_rules! tiles {
             fn accumulate<S: Simd, F: Form>(s: S, rows: usize, args: AccumulateArgs<F::Element>) {
                 match rows {
                     $($rows => F::accumulate::<S, $rows, $g, $c, { [$($p,)? $rows][0] }, $lanes>(s, args),)+
+                    _ => unreachable!("a group of {rows} rows"),
+                }
+            }
+
+            #[inline(always)]
+            fn abreast<S: Simd, F: Form>(
+                s: S,
+                rows: usize,
+                scores: ScoreArgs<F::Element>,
+                values: AccumulateArgs<F::Element>,
+            ) {
+                match rows {
+                    $($rows => F::abreast::<S, $rows, $g, $lanes>(s, scores, values),)+
                     _ => unreachable!("a group of {rows} rows"),
                 }
             }

@@ -60,7 +60,7 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
     let rows_choice = |kernel: &'static RowsKernel| {
         let entry =
             entry_where(&|config| config.kernel == kernel.name && config.key_block.is_multiple_of(ROWS_KEY_STEP));
-        let modelled = || rows_key_block(kernel.dtype.bytes(), kernel.group, kernel.extension.is_some());
+        let modelled = || rows_key_block(kernel.dtype.bytes(), kernel.group, kernel.native);
         let in_tiles = kernel.extension == Some(Extension::Amx);
         let modelled_prefetch = prefetch(&setup.machine, kernel.dtype.name(), in_tiles);
         let choice = RowsChoice {
@@ -73,7 +73,11 @@ pub(super) fn choose(problem: &Problem<'_>, level: Level, class: ClassRef<'_>, s
         };
         (choice, entry.map(|(index, _)| index))
     };
-    let of_rows = rows_kernels_for(level, problem.kv_dtype(), may).map(rows_choice);
+    let may_be_native = |kernel: &RowsKernel| match kernel.extension {
+        Some(extension) => may(extension),
+        None => !matches!(problem.native(), Native::Never),
+    };
+    let of_rows = rows_kernels_for(level, problem.kv_dtype(), may_be_native).map(rows_choice);
     let tuned = of_lanes.map(|(_, config)| (config, named(&config.kernel)));
     let (kernel, key_block, query_block) = match tuned {
         Some((config, Some(kernel))) => (kernel, config.key_block, config.query_block),

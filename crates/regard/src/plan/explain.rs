@@ -70,9 +70,9 @@ impl Explanation<'_> {
     /// Whether the machine could multiply pairs of bf16 and does not, as the model says that widening is faster.
     fn spares_bf16(&self) -> bool {
         let Plan { choice, key, uses, .. } = self.0;
-        let has = rows_kernels_for(choice.level, key.kv_dtype, |_| true)[0].extension.is_some();
+        let has = rows_kernels_for(choice.level, key.kv_dtype, |_| true)[0].native;
         let widens = uses.lanes && choice.kernel.extension.is_none()
-            || self.used_rows().any(|which| choice.rows[which].kernel.extension.is_none());
+            || self.used_rows().any(|which| !choice.rows[which].kernel.native);
         key.native == Native::WherePays && has && widens
     }
 

@@ -1,5 +1,6 @@
 //! AVX2, FMA and F16C: 8 lanes, 16 registers.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 
 use half::{bf16, f16};
@@ -63,6 +64,37 @@ unsafe fn store_words(p: *mut u16, words: __m128i, n: usize) {
     }
 }
 
+/// Lane `i` is the sum over the lanes of `x[i]`: of i32, or of f32.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn lane_sums<const I32: bool, const N: usize>(x: [__m256; N]) -> __m256 {
+    const { assert!(N == 8) };
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn add<const I32: bool>(a: __m256, b: __m256) -> __m256 {
+        if I32 {
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)))
+        } else {
+            _mm256_add_ps(a, b)
+        }
+    }
+    let mut four = [_mm256_setzero_ps(); 4];
+    for i in 0..4 {
+        let (a, b) = (x[i], x[i + 4]);
+        let kept = _mm256_blend_ps::<0xf0>(a, b);
+        four[i] = add::<I32>(kept, _mm256_permute2f128_ps::<0x21>(a, b));
+    }
+    let mut two = [_mm256_setzero_ps(); 2];
+    for i in 0..2 {
+        let (a, b) = (four[i], four[i + 2]);
+        let kept = _mm256_blend_ps::<0xcc>(a, b);
+        two[i] = add::<I32>(kept, _mm256_shuffle_ps::<0b01_00_11_10>(a, b));
+    }
+    let (a, b) = (two[0], two[1]);
+    let (kept, other) = (_mm256_blend_ps::<0xaa>(a, b), _mm256_blend_ps::<0xaa>(b, a));
+    add::<I32>(kept, _mm256_permute_ps::<0b10_11_00_01>(other))
+}
+
 // SAFETY: `Avx2` is made by `detect` only, or by `assume` under the promise that it was.
 unsafe impl Simd for Avx2 {
     const ISA: Isa = Isa::Avx2;
@@ -108,6 +140,18 @@ unsafe impl Simd for Avx2 {
         fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
         fn div(a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
         fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
+        fn add_product(sum: __m256, a: __m256, b: __m256) -> __m256 {
+            if cfg!(miri) {
+                return _mm256_fmadd_ps(a, b, sum);
+            }
+            let mut total = sum;
+            // SAFETY: the features are enabled here, and the instruction touches nothing but its registers.
+            unsafe {
+                asm!("vfmadd231ps {total}, {a}, {b}", total = inout(ymm_reg) total, a = in(ymm_reg) a, b = in(ymm_reg) b,
+                     options(pure, nomem, nostack, preserves_flags));
+            }
+            total
+        }
         // vmaxps gives its second operand when either is NaN.
         fn max(x: __m256, acc: __m256) -> __m256 { _mm256_max_ps(x, acc) }
         fn abs(x: __m256) -> __m256 { _mm256_andnot_ps(_mm256_set1_ps(-0.0), x) }
@@ -161,6 +205,15 @@ unsafe impl Simd for Avx2 {
             );
             _mm256_permutevar8x32_ps(sums, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
         }
+        fn pair_i16(low: __m256, high: __m256) -> __m256 {
+            let (low, high) = (_mm256_cvtps_epi32(low), _mm256_slli_epi32::<16>(_mm256_cvtps_epi32(high)));
+            _mm256_castsi256_ps(_mm256_blend_epi16::<0b1010_1010>(low, high))
+        }
+        fn dot_i16(acc: __m256, a: __m256, b: __m256) -> __m256 {
+            let products = _mm256_madd_epi16(_mm256_castps_si256(a), _mm256_castps_si256(b));
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(acc), products))
+        }
+        fn float_i32(x: __m256) -> __m256 { _mm256_cvtepi32_ps(_mm256_castps_si256(x)) }
         fn split_exp2(x: __m256) -> (__m256, __m256) {
             let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
             (_mm256_sub_ps(x, n), n)
@@ -174,30 +227,14 @@ unsafe impl Simd for Avx2 {
 
     #[inline(always)]
     fn lane_sums<const N: usize>(self, x: [__m256; N]) -> __m256 {
-        const { assert!(N == 8) };
-        #[inline]
-        #[target_feature(enable = "avx2,fma,f16c")]
-        fn inner(x: [__m256; 8]) -> __m256 {
-            let mut four = [_mm256_setzero_ps(); 4];
-            for i in 0..4 {
-                let (a, b) = (x[i], x[i + 4]);
-                let kept = _mm256_blend_ps::<0xf0>(a, b);
-                four[i] = _mm256_add_ps(kept, _mm256_permute2f128_ps::<0x21>(a, b));
-            }
-            let mut two = [_mm256_setzero_ps(); 2];
-            for i in 0..2 {
-                let (a, b) = (four[i], four[i + 2]);
-                let kept = _mm256_blend_ps::<0xcc>(a, b);
-                two[i] = _mm256_add_ps(kept, _mm256_shuffle_ps::<0b01_00_11_10>(a, b));
-            }
-            let (a, b) = (two[0], two[1]);
-            let (kept, other) = (_mm256_blend_ps::<0xaa>(a, b), _mm256_blend_ps::<0xaa>(b, a));
-            _mm256_add_ps(kept, _mm256_permute_ps::<0b10_11_00_01>(other))
-        }
-        let mut all = [self.zero(); 8];
-        all.copy_from_slice(&x);
         // SAFETY: `self` is a token, which exists only where the features were detected.
-        unsafe { inner(all) }
+        unsafe { lane_sums::<false, N>(x) }
+    }
+
+    #[inline(always)]
+    fn lane_sums_i32<const N: usize>(self, x: [__m256; N]) -> __m256 {
+        // SAFETY: `self` is a token, which exists only where the features were detected.
+        unsafe { lane_sums::<true, N>(x) }
     }
 
     memory_operations! { "avx2,fma,f16c";
@@ -223,6 +260,20 @@ unsafe impl Simd for Avx2 {
         unsafe fn load_i8(p: *const i8) -> __m256 {
             // SAFETY: the caller's contract.
             _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(unsafe { _mm_loadl_epi64(p.cast()) }))
+        }
+        unsafe fn load_words(p: *const i8) -> __m256 {
+            // SAFETY: the caller's contract.
+            _mm256_castsi256_ps(_mm256_cvtepi8_epi16(unsafe { _mm_loadu_si128(p.cast()) }))
+        }
+        unsafe fn load_first_words(p: *const i8, n: usize) -> __m256 {
+            debug_assert!(n <= 16);
+            let mut copy = [0_i8; 16];
+            // SAFETY: the first n bytes at p are the caller's contract, and the copy has room for them and for the load.
+            let bytes = unsafe {
+                p.copy_to_nonoverlapping(copy.as_mut_ptr(), n);
+                _mm_loadu_si128(copy.as_ptr().cast())
+            };
+            _mm256_castsi256_ps(_mm256_cvtepi8_epi16(bytes))
         }
         unsafe fn load(p: *const f32) -> __m256 {
             // SAFETY: the caller's contract.

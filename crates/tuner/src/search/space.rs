@@ -136,7 +136,9 @@ impl Kernels {
 
     /// The rows kernel.
     pub(super) fn rows(self) -> &'static RowsKernel {
-        let [few, many] = rows_kernels_for(self.level, self.dtype, |extension| self.may(extension));
+        let [few, many] = rows_kernels_for(self.level, self.dtype, |kernel| {
+            kernel.extension.is_none_or(|extension| self.may(extension))
+        });
         if many.is_for(self.rows) { many } else { few }
     }
 
@@ -179,7 +181,7 @@ fn contest(level: Level, machine: &Machine, anchor: &Anchor) -> Contest {
         Role::Crossing => costs.rows().into_iter().chain(costs.lanes(&KEYS_OF_LANES, &[1])).collect(),
     };
     let native = match role {
-        Role::Rows => kernels.rows().extension.is_some(),
+        Role::Rows => kernels.rows().native,
         _ => kernels.multiply_pairs(),
     };
     let predicted = candidates.iter().map(|config| costs.predicted(config)).collect();
@@ -215,8 +217,8 @@ const KEYS_OF_LANES: [usize; 7] = [48, 96, 144, 192, 240, 288, 384];
 const KEYS_OF_ROWS: [usize; 7] = [32, 64, 96, 128, 192, 256, 512];
 
 /// Ways of reading of the rows kernels, apart from the model's: bytes of a turn, and bytes that are asked for ahead.
-const READINGS: [[usize; 2]; 7] =
-    [[0, 4096], [0, 8192], [0, 16384], [4096, 0], [4096, 4096], [4096, 8192], [4096, 16384]];
+const READINGS: [[usize; 2]; 8] =
+    [[0, 4096], [0, 8192], [0, 16384], [1, 0], [4096, 0], [4096, 4096], [4096, 8192], [4096, 16384]];
 
 /// Register tiles of a query block.
 const REGISTER_TILES: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
@@ -307,7 +309,7 @@ impl Costs<'_> {
     /// The rows kernel with its key blocks.
     fn rows(&self) -> Vec<Config> {
         let kernel = self.kernels.rows();
-        let modelled = rows_key_block(self.anchor.dtype.bytes(), kernel.group, kernel.extension.is_some());
+        let modelled = rows_key_block(self.anchor.dtype.bytes(), kernel.group, kernel.native);
         let blocks = KEYS_OF_ROWS.into_iter().filter(|keys| keys % ROWS_KEY_STEP == 0 && *keys != modelled);
         let config = |key_block| Config::new(kernel.name, key_block, kernel.group);
         [modelled].into_iter().chain(blocks).map(config).collect()
@@ -358,7 +360,7 @@ mod tests {
                         assert!(contest.candidates.len() > 8, "{contest:?}");
                     }
                     Role::Rows => {
-                        let native = kernels.rows().extension.is_some();
+                        let native = kernels.rows().native;
                         let modelled = rows_key_block(anchor.dtype.bytes(), first.query_block, native);
                         assert_eq!((first.key_block, first.reading), (modelled, None));
                         let here = |config: &&Config| config.key_block == modelled;
