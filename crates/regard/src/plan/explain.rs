@@ -127,6 +127,7 @@ impl Explanation<'_> {
         f.write_str("memory       ")?;
         match turn {
             0 => f.write_str("the keys of a block, then its values")?,
+            1 => f.write_str("values in turns with the keys of the next block, a few at a time")?,
             bytes => write!(f, "values in turns with the keys of the next block, {bytes} bytes of them")?,
         }
         match ahead {
