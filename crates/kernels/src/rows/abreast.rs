@@ -1,4 +1,4 @@
-//! Both products at once, two keys at a time: scores of some keys of a block, and values of as many of the block before it.
+//! Both products at once, a key or a few at a time: scores of some keys of a block, and values of as many of the block before it.
 
 use regard_simd::{Op, Simd};
 
@@ -26,7 +26,7 @@ pub(crate) trait Turns: Product {
     fn worth<S: Simd>(s: S, sum: S::F32, quantum: S::F32) -> S::F32;
 }
 
-/// What [`Scores`] and the value product do for as many keys, in turns of one or two keys and as many values.
+/// What [`Scores`] and the value product do for as many keys, in turns of a few keys and as many values.
 ///
 /// Keys and values are two streams, which a core reads faster together than one after the other, if it is made to go from one to the
 /// other often: the processor's own prefetching follows both then. Zen 3, f32, 128 columns, both products in C from memory, large
